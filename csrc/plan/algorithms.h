@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// The catalogue: which algorithms exist for which collective, and the one function that builds a plan
+// by name. Pure functions, callable from any thread.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "plan/plan.h"
+
+namespace pycomm {
+
+// Names of the algorithms that implement `collective`, the one preferred for small tensors on one host
+// first. all_reduce: one_shot, direct, ring, recursive_doubling, halving_doubling,
+// double_binary_tree. Others: see algorithms.cc.
+std::vector<std::string_view> algorithms_for(Collective collective);
+
+// The plan of `rank`. Throws UsageError naming the choices when `algorithm` does not implement
+// `collective`, or when rank, root or world_size are out of range.
+Plan make_plan(Collective collective, std::string_view algorithm, int world_size, int rank,
+               int root = 0);
+
+// All ranks' plans, for checking and printing.
+PlanSet make_plans(Collective collective, std::string_view algorithm, int world_size, int root = 0);
+
+// Two levels: `hosts[i]` lists the ranks of host i. Within a host direct, between hosts `inter`
+// (an all_reduce algorithm). all_reduce only.
+Plan make_hierarchical_plan(const std::vector<std::vector<int>>& hosts, std::string_view inter,
+                            int rank);
+
+}  // namespace pycomm
