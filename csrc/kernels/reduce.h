@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // k-way reduction on the CPU: target = sources[0] op sources[1] op ... in that order, one pass.
 //
-// 8- and 16-bit floats accumulate in float32 and are rounded once; min and max propagate NaN; booleans
-// are logical. The same loops are compiled for a scalar reference, AVX2 and AVX-512 and chosen once at
-// run time (PYCOMM_CPU=scalar|avx2|avx512 overrides). All variants give the same bits for the same
-// input. Callable from any thread; no memory is kept. `target` may be one of the sources, otherwise the
-// ranges must not overlap. No alignment is required.
+// 8- and 16-bit floats accumulate in float32 and are rounded once; min and max propagate NaN;
+// booleans are logical. The same loops are compiled for a scalar reference, AVX2 and AVX-512 and
+// chosen once at run time (PYCOMM_CPU=scalar|avx2|avx512 overrides). All variants give the same
+// bits for the same input. Callable from any thread; no memory is kept. `target` may be one of the
+// sources, otherwise the ranges must not overlap. No alignment is required.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +18,8 @@ namespace pycomm {
 enum class CpuLevel : uint8_t { scalar, avx2, avx512 };
 std::string_view name_of(CpuLevel level);
 
-// What this machine (and PYCOMM_CPU) allows. Throws UsageError when PYCOMM_CPU holds an unknown value
-// or asks for more than the machine has.
+// What this machine (and PYCOMM_CPU) allows. Throws UsageError when PYCOMM_CPU holds an unknown
+// value or asks for more than the machine has.
 CpuLevel best_cpu_level();
 
 struct ReduceTask {
@@ -32,7 +32,7 @@ struct ReduceTask {
   int divisor = 1;       // applied after the sum and before the one rounding; 1 = none
 };
 
-void reduce(const ReduceTask& task);                  // at best_cpu_level()
+void reduce(const ReduceTask& task);                     // at best_cpu_level()
 void reduce_at(CpuLevel level, const ReduceTask& task);  // for tests and benchmarks
 
 // x *= factor over floating and complex dtypes, computed in float32 (16-bit and smaller), else in

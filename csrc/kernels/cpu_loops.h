@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// The loops of a CPU reduction, written once over formats (cpu_formats.h) and operators
+// (operators.h).
+//
+// A block of units is accumulated in registers across all sources before it is stored, so memory is
+// passed over once whatever the number of sources, and the target may be one of them. The last
+// elements go through the same vector code by way of a padded copy: body and tail cannot differ.
+// In an unnamed namespace for the reason given in small_floats.h. No state, any thread.
+#pragma once
+
+#include "kernels/cpu_formats.h"
+#include "kernels/reduce.h"
+
+namespace pycomm {
+namespace {
+
+// Reduces `Units` units (1 or 4) at byte offset `at`. K is the number of sources, 0 =
+// `sources_count`.
+template <class Format, class Op, int K, class Finish>
+PYCOMM_KERNEL_INLINE void reduce_four(char* target, const char* const* sources, int source_count,
+                                      size_t at, const Finish& finish) {
+  constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
+  const char* from = sources[0] + at;
+  auto a = Format::load(from);
+  auto b = Format::load(from + kStep);
+  auto c = Format::load(from + 2 * kStep);
+  auto d = Format::load(from + 3 * kStep);
+  const int end = K ? K : source_count;
+  for (int s = 1; s < end; ++s) {
+    from = sources[s] + at;
+    a = combine<Op>(a, Format::load(from));
+    b = combine<Op>(b, Format::load(from + kStep));
+    c = combine<Op>(c, Format::load(from + 2 * kStep));
+    d = combine<Op>(d, Format::load(from + 3 * kStep));
+  }
+  char* to = target + at;
+  Format::store(to, each(finish, a));
+  Format::store(to + kStep, each(finish, b));
+  Format::store(to + 2 * kStep, each(finish, c));
+  Format::store(to + 3 * kStep, each(finish, d));
+}
+
+template <class Format, class Op, class Finish>
+PYCOMM_KERNEL_INLINE void reduce_one(char* target, const char* const* sources, int source_count,
+                                     size_t at, const Finish& finish) {
+  auto a = Format::load(sources[0] + at);
+  for (int s = 1; s < source_count; ++s) a = combine<Op>(a, Format::load(sources[s] + at));
+  Format::store(target + at, each(finish, a));
+}
+
+// Fewer elements than a unit holds.
+template <class Format, class Op, class Finish>
+inline void reduce_rest(char* target, const char* const* sources, int source_count, size_t at,
+                        size_t bytes, const Finish& finish) {
+  char unit[size_t{Format::kElements} * Format::kElementBytes] = {};
+  __builtin_memcpy(unit, sources[0] + at, bytes);
+  auto a = Format::load(unit);
+  for (int s = 1; s < source_count; ++s) {
+    __builtin_memcpy(unit, sources[s] + at, bytes);
+    a = combine<Op>(a, Format::load(unit));
+  }
+  Format::store(unit, each(finish, a));
+  __builtin_memcpy(target + at, unit, bytes);
+}
+
+template <class Format, class Op, int K = 0, class Finish>
+void reduce_loop(const ReduceTask& task, const Finish& finish) {
+  constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
+  char* target = static_cast<char*>(task.target);
+  const char* const* sources = reinterpret_cast<const char* const*>(task.sources);
+  const size_t bytes = task.count * Format::kElementBytes;
+  size_t at = 0;
+  if constexpr (K > 0) {
+    // Pointers in registers: the stores go through char* and would make the compiler reload them.
+    const char* fixed[K];
+    for (int s = 0; s < K; ++s) fixed[s] = sources[s];
+    for (; bytes - at >= 4 * kStep; at += 4 * kStep) {
+      reduce_four<Format, Op, K>(target, fixed, K, at, finish);
+    }
+  } else {
+    for (; bytes - at >= 4 * kStep; at += 4 * kStep) {
+      reduce_four<Format, Op, 0>(target, sources, task.source_count, at, finish);
+    }
+  }
+  for (; bytes - at >= kStep; at += kStep) {
+    reduce_one<Format, Op>(target, sources, task.source_count, at, finish);
+  }
+  if (bytes > at) {
+    reduce_rest<Format, Op>(target, sources, task.source_count, at, bytes - at, finish);
+  }
+}
+
+// Sums of two, three and four sources are what collectives spend their time on.
+template <class Format>
+void reduce_sum(const ReduceTask& task) {
+  switch (task.source_count) {
+    case 2:
+      return reduce_loop<Format, Sum, 2>(task, Keep{});
+    case 3:
+      return reduce_loop<Format, Sum, 3>(task, Keep{});
+    case 4:
+      return reduce_loop<Format, Sum, 4>(task, Keep{});
+    default:
+      return reduce_loop<Format, Sum>(task, Keep{});
+  }
+}
+
+}  // namespace
+}  // namespace pycomm
