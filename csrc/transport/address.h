@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+// What a rank publishes about itself through the store so that peers can reach it.
+//
+// A value. parse() takes text that came from elsewhere and refuses what it does not understand.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+namespace pycomm {
+
+inline constexpr int kWireVersion = 1;
+using Token = std::array<uint8_t, 16>;
+
+struct PeerAddress {
+  int version = kWireVersion;
+  int rank = 0;
+  int world_size = 1;
+  std::string host;       // host name, for messages
+  std::string host_id;    // equal exactly where an abstract unix socket can be shared
+  int pid = 0;            // in its own pid namespace, for messages
+  std::string transports; // comma separated names, those this rank is willing to use
+  std::string token;      // 32 hex digits; whoever connects must present it
+  uint64_t segment_bytes = 0;
+  int slots = 0;
+  std::string unix_name;  // shm
+  std::string ip;         // tcp
+  int port = 0;
+  std::string interface;  // tcp, for messages
+
+  std::string serialize() const;
+  // Throws CommError(system) that quotes what could not be understood.
+  static PeerAddress parse(const std::string& text);
+};
+
+// Host name, host identity and pid of this process.
+PeerAddress local_address(int rank, int world_size);
+
+Token random_token();
+std::string to_hex(const Token& token);
+bool from_hex(const std::string& text, Token& token);
+
+}  // namespace pycomm

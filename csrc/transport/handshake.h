@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// How two ranks that have just opened a socket make sure of each other.
+//
+// The lower rank listens, the higher one connects and says hello with the listener's token from the
+// store; the listener checks and answers. Whoever sends anything else is dropped without disturbing
+// the group. On unix sockets a hello may carry descriptors. Set-up thread only.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/fd.h"
+#include "transport/address.h"
+
+namespace pycomm {
+
+struct Hello {
+  uint32_t magic = kMagic;
+  uint32_t version = kWireVersion;
+  int32_t rank = -1;
+  uint32_t purpose = 0;  // which of the sockets of this pair; the transport's business
+  Token token{};
+
+  static constexpr uint32_t kMagic = 0x48637970;  // "pycH"
+};
+static_assert(sizeof(Hello) == 32);
+
+struct Greeting {
+  Hello hello;
+  Fd socket;
+  std::vector<Fd> passed;  // descriptors that came along
+};
+
+void send_hello(int socket, const Hello& hello, const std::vector<int>& descriptors);
+
+// Accepts until `count` good hellos have come. `refused` is told why anybody was turned away.
+// Throws CommError(timeout) with how many came.
+std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t count,
+                                       Deadline deadline,
+                                       const std::function<void(const std::string&)>& refused);
+
+// Waits for the answer on a socket we opened. Throws CommError(timeout or peer_failure).
+Greeting receive_answer(Fd socket, const std::string& who, Deadline deadline);
+
+}  // namespace pycomm

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+#include "transport/shm.h"
+
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <cstring>
+#include <map>
+#include <new>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "transport/handshake.h"
+
+namespace pycomm {
+namespace {
+
+// An abstract address: a leading zero byte, no file.
+socklen_t fill_abstract(const std::string& name, sockaddr_un& address) {
+  address = {};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path + 1, name.data(), std::min(name.size(), sizeof(address.sun_path) - 1));
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+}
+
+Fd connect_to(const PeerAddress& peer) {
+  Fd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!socket) throw_system("cannot open a unix socket");
+  sockaddr_un address;
+  const auto length = fill_abstract(peer.unix_name, address);
+  if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
+    throw_system(str("cannot reach rank ", peer.rank, " (pid ", peer.pid,
+                     ") through its unix socket @", peer.unix_name));
+  }
+  return socket;
+}
+
+pid_t pid_behind(int socket) {
+  ucred credentials{};
+  socklen_t size = sizeof(credentials);
+  ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
+  return credentials.pid;
+}
+
+}  // namespace
+
+ShmTransport::ShmTransport(int world_size, RingLayout layout) : layout_(layout) {
+  unix_name_ = "pycomm-" + to_hex(random_token());
+  listener_ = Fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener_) throw_system("cannot open a unix socket");
+  sockaddr_un address;
+  const auto length = fill_abstract(unix_name_, address);
+  if (::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), length) != 0 ||
+      ::listen(listener_.get(), kWorldSizeMax) != 0) {
+    throw_system("cannot listen on unix socket @" + unix_name_);
+  }
+  const size_t bytes = rings_offset(world_size);
+  segment_ = create_shared_memory(bytes);
+  event_fd_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event_fd_) throw_system("eventfd failed");
+  inbox_ = std::make_shared<Mapping>(segment_.get(), 0, bytes);
+  new (inbox_->data()) RankPage;
+}
+
+size_t ShmTransport::rings_offset(int sender) const {
+  return kPageBytes + static_cast<size_t>(sender) * kLanes * layout_.bytes();
+}
+
+void ShmTransport::describe(PeerAddress& mine) { mine.unix_name = unix_name_; }
+
+bool ShmTransport::reaches(const PeerAddress& mine, const PeerAddress& theirs) const {
+  return mine.host_id == theirs.host_id && !theirs.unix_name.empty();
+}
+
+Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> passed) const {
+  if (passed.size() != 2) {
+    throw CommError(Failure{FailureKind::system,
+                            str("rank ", peer, " passed ", passed.size(),
+                                " descriptors during set-up, expected 2"),
+                            {peer}});
+  }
+  auto shared = std::make_shared<ShmPeer>();
+  shared->outbox = Mapping(passed[0].get(), rings_offset(rank), kLanes * layout_.bytes());
+  shared->bell_page = Mapping(passed[0].get(), 0, kPageBytes);
+  shared->event_fd = std::move(passed[1]);
+  Link link;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const size_t within = static_cast<size_t>(lane) * layout_.bytes();
+    link.lanes[lane] = std::make_unique<ShmChannel>(
+        shared, inbox_, shared->outbox.data() + within,
+        inbox_->data() + rings_offset(peer) + within, layout_);
+  }
+  const pid_t pid = pid_behind(socket.get());
+  link.control = std::make_unique<ControlLink>(std::move(socket), pid);
+  link.progress = std::shared_ptr<const RankProgress>(shared, &reinterpret_cast<RankPage*>(shared->bell_page.data())->progress);
+  link.transport = name();
+  return link;
+}
+
+std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresses, int rank,
+                                        const std::vector<int>& peers, Deadline deadline) {
+  const std::vector<int> mine{segment_.get(), event_fd_.get()};
+  const auto hello_to = [&](int peer) {
+    Hello hello;
+    hello.rank = rank;
+    from_hex(addresses[static_cast<size_t>(peer)].token, hello.token);
+    return hello;
+  };
+  std::map<int, Fd> opened;
+  size_t expected = 0;
+  for (const int peer : peers) {
+    if (peer > rank) {
+      ++expected;
+      continue;
+    }
+    opened[peer] = connect_to(addresses[static_cast<size_t>(peer)]);
+    send_hello(opened[peer].get(), hello_to(peer), mine);
+  }
+  Token token{};
+  from_hex(addresses[static_cast<size_t>(rank)].token, token);
+  std::map<int, Link> links;
+  for (auto& greeting : accept_greetings(
+           listener_.get(), token, expected, deadline, [rank](const std::string& why) {
+             log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
+           })) {
+    send_hello(greeting.socket.get(), hello_to(greeting.hello.rank), mine);
+    links[greeting.hello.rank] = make_link(rank, greeting.hello.rank, std::move(greeting.socket),
+                                           std::move(greeting.passed));
+  }
+  for (auto& [peer, socket] : opened) {
+    auto answer = receive_answer(std::move(socket), str("rank ", peer), deadline);
+    links[peer] = make_link(rank, peer, std::move(answer.socket), std::move(answer.passed));
+  }
+  std::vector<Link> ordered;
+  for (const int peer : peers) ordered.push_back(std::move(links[peer]));
+  return ordered;
+}
+
+}  // namespace pycomm

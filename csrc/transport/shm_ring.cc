@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#include "transport/shm_ring.h"
+
+#include "base/error.h"
+
+namespace pycomm {
+namespace {
+
+std::atomic<uint64_t>& consumed_of(std::byte* ring) {
+  return *reinterpret_cast<std::atomic<uint64_t>*>(ring + RingLayout::kConsumedOffset);
+}
+
+SlotHeader& header_of(std::byte* ring, const RingLayout& layout, uint64_t frame) {
+  const auto index = frame % static_cast<uint64_t>(layout.slots);
+  return reinterpret_cast<SlotHeader*>(ring + RingLayout::kHeadersOffset)[index];
+}
+
+std::byte* payload_of(std::byte* ring, const RingLayout& layout, uint64_t frame, size_t bytes) {
+  if (bytes <= kInlinePayloadBytes) return header_of(ring, layout, frame).small_payload;
+  const auto index = frame % static_cast<uint64_t>(layout.slots);
+  return ring + layout.payload_offset() + index * layout.segment_bytes;
+}
+
+}  // namespace
+
+RingProducer::RingProducer(std::byte* ring, RingLayout layout, Doorbell* peer, int peer_event_fd)
+    : ring_(ring), layout_(layout), peer_(peer), peer_event_fd_(peer_event_fd) {}
+
+std::byte* RingProducer::try_reserve(size_t payload_bytes) {
+  const auto slots = static_cast<uint64_t>(layout_.slots);
+  if (produced_ - consumed_seen_ >= slots) {
+    consumed_seen_ = consumed_of(ring_).load(std::memory_order_acquire);
+    if (produced_ - consumed_seen_ >= slots) return nullptr;
+  }
+  return payload_of(ring_, layout_, produced_, payload_bytes);
+}
+
+void RingProducer::commit(const FrameHeader& header) {
+  auto& slot = header_of(ring_, layout_, produced_);
+  slot.frame = header;
+  slot.number.store(++produced_, std::memory_order_release);
+  peer_->ring(peer_event_fd_);
+}
+
+RingConsumer::RingConsumer(std::byte* ring, RingLayout layout, Doorbell* peer, int peer_event_fd)
+    : ring_(ring), layout_(layout), peer_(peer), peer_event_fd_(peer_event_fd) {}
+
+bool RingConsumer::try_peek(ReceivedFrame& frame) {
+  const auto& slot = header_of(ring_, layout_, consumed_);
+  if (slot.number.load(std::memory_order_acquire) != consumed_ + 1) return false;
+  frame.header = slot.frame;
+  if (frame.header.payload_bytes > layout_.segment_bytes) {
+    throw CommError(Failure{FailureKind::system,
+                            str("a frame in shared memory claims ", frame.header.payload_bytes,
+                                " bytes, more than a segment of ", layout_.segment_bytes),
+                            {}});
+  }
+  frame.payload = payload_of(ring_, layout_, consumed_, frame.header.payload_bytes);
+  return true;
+}
+
+void RingConsumer::consume() {
+  consumed_of(ring_).store(++consumed_, std::memory_order_release);
+  peer_->ring(peer_event_fd_);
+}
+
+ShmChannel::ShmChannel(std::shared_ptr<ShmPeer> peer, std::shared_ptr<Mapping> inbox,
+                       std::byte* send_ring, std::byte* receive_ring, RingLayout layout)
+    : peer_(std::move(peer)),
+      inbox_(std::move(inbox)),
+      layout_(layout),
+      producer_(send_ring, layout,
+                &reinterpret_cast<RankPage*>(peer_->bell_page.data())->bell, peer_->event_fd.get()),
+      consumer_(receive_ring, layout,
+                &reinterpret_cast<RankPage*>(peer_->bell_page.data())->bell, peer_->event_fd.get()) {}
+
+std::byte* ShmChannel::try_reserve(size_t payload_bytes) {
+  PYCOMM_ASSERT(payload_bytes <= layout_.segment_bytes, payload_bytes, " > ",
+                layout_.segment_bytes);
+  return producer_.try_reserve(payload_bytes);
+}
+
+}  // namespace pycomm

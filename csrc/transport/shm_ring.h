@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+// Single-producer single-consumer ring of frames in shared memory, and the channel made of two rings.
+//
+// Every slot has a header of one cache line at a fixed place and a payload area elsewhere. The
+// producer publishes by storing the frame's number into the header; the consumer polls that very line,
+// so that a small frame costs one cache-line transfer: number, header and up to 16 bytes of payload
+// come together. The consumer gives slots back through `consumed`, which the producer reads only when
+// it believes the ring to be full.
+// One thread per side. The ring's memory belongs to the receiving rank's inbox; the channel only
+// points into it.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "base/fd.h"
+#include "base/limits.h"
+#include "transport/channel.h"
+#include "transport/doorbell.h"
+#include "transport/shared_memory.h"
+
+namespace pycomm {
+
+struct alignas(kCacheLineBytes) SlotHeader {
+  std::atomic<uint64_t> number{0};  // 1 + index of the frame it holds; 0: never used
+  FrameHeader frame;
+  std::byte small_payload[kInlinePayloadBytes];
+};
+static_assert(sizeof(SlotHeader) == kCacheLineBytes);
+
+// Where things lie in a ring: one page for `consumed` and the headers, then the payload areas.
+struct RingLayout {
+  size_t segment_bytes = kSegmentBytes;
+  int slots = kSlots;
+
+  static constexpr size_t kConsumedOffset = 0;
+  static constexpr size_t kHeadersOffset = 2 * kCacheLineBytes;
+  size_t payload_offset() const { return kPageBytes; }
+  size_t bytes() const { return payload_offset() + segment_bytes * static_cast<size_t>(slots); }
+};
+
+class RingProducer {
+ public:
+  RingProducer(std::byte* ring, RingLayout layout, Doorbell* peer, int peer_event_fd);
+  std::byte* try_reserve(size_t payload_bytes);
+  void commit(const FrameHeader& header);
+
+ private:
+  SlotHeader& slot() const;
+  std::byte* ring_;
+  RingLayout layout_;
+  Doorbell* peer_;
+  int peer_event_fd_;
+  uint64_t produced_ = 0;
+  uint64_t consumed_seen_ = 0;
+};
+
+class RingConsumer {
+ public:
+  RingConsumer(std::byte* ring, RingLayout layout, Doorbell* peer, int peer_event_fd);
+  bool try_peek(ReceivedFrame& frame);
+  void consume();
+
+ private:
+  std::byte* ring_;
+  RingLayout layout_;
+  Doorbell* peer_;
+  int peer_event_fd_;
+  uint64_t consumed_ = 0;
+};
+
+// What two channels to the same peer share: the peer's doorbell and ring memory.
+struct ShmPeer {
+  Mapping outbox;    // our rings in the peer's inbox
+  Mapping bell_page; // the first page of the peer's inbox
+  Fd event_fd;
+};
+
+class ShmChannel final : public Channel {
+ public:
+  ShmChannel(std::shared_ptr<ShmPeer> peer, std::shared_ptr<Mapping> inbox, std::byte* send_ring,
+             std::byte* receive_ring, RingLayout layout);
+
+  std::byte* try_reserve(size_t payload_bytes) override;
+  void commit(const FrameHeader& header) override { producer_.commit(header); }
+  bool try_peek(ReceivedFrame& frame) override { return consumer_.try_peek(frame); }
+  void consume() override { consumer_.consume(); }
+  bool try_flush() override { return true; }
+  size_t payload_bytes_max() const override { return layout_.segment_bytes; }
+
+ private:
+  std::shared_ptr<ShmPeer> peer_;
+  std::shared_ptr<Mapping> inbox_;
+  RingLayout layout_;
+  RingProducer producer_;
+  RingConsumer consumer_;
+};
+
+}  // namespace pycomm
