@@ -71,7 +71,8 @@ std::string to_string(const Step& step);
 // A table a person can read: a heading line, then one line a step.
 std::string to_string(const Plan& plan);
 
-// Appends `second`'s steps to `first`; both are of the same rank and agree on their work chunks.
+// Appends `second`'s steps to `first`; both are of the same rank and agree on their work chunks, or
+// `second` has none.
 // Scratch chunks of `second` are renumbered behind those of `first`.
 Plan concatenate(Plan first, const Plan& second);
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#include "plan/algorithms.h"
+
+#include "base/error.h"
+#include "plan/barrier.h"
+#include "plan/builder.h"
+#include "plan/direct.h"
+#include "plan/halving.h"
+#include "plan/ring.h"
+#include "plan/tree.h"
+
+namespace pycomm {
+namespace {
+
+struct Algorithm {
+  Collective collective;
+  std::string_view name;
+  Plan (*make)(const Place&);
+};
+
+// Within a collective the first entry is the default for small tensors on one host.
+constexpr Algorithm kAlgorithms[] = {
+    {Collective::all_reduce, "one_shot", one_shot_all_reduce},
+    {Collective::all_reduce, "direct", direct_all_reduce},
+    {Collective::all_reduce, "ring", ring_all_reduce},
+    {Collective::all_reduce, "recursive_doubling", recursive_doubling_all_reduce},
+    {Collective::all_reduce, "halving_doubling", halving_doubling_all_reduce},
+    {Collective::all_reduce, "double_binary_tree", double_binary_tree_all_reduce},
+    {Collective::broadcast, "direct", direct_broadcast},
+    {Collective::broadcast, "binomial_tree", binomial_tree_broadcast},
+    {Collective::broadcast, "scatter_all_gather", scatter_all_gather_broadcast},
+    {Collective::reduce, "direct", direct_reduce},
+    {Collective::reduce, "binomial_tree", binomial_tree_reduce},
+    {Collective::all_gather, "direct", direct_all_gather},
+    {Collective::all_gather, "ring", ring_all_gather},
+    {Collective::gather, "direct", direct_gather},
+    {Collective::scatter, "direct", direct_scatter},
+    {Collective::reduce_scatter, "direct", direct_reduce_scatter},
+    {Collective::reduce_scatter, "ring", ring_reduce_scatter},
+    {Collective::all_to_all, "direct", direct_all_to_all},
+    {Collective::barrier, "dissemination", dissemination_barrier},
+};
+
+std::string choices_for(Collective collective) {
+  std::string text;
+  for (const auto name : algorithms_for(collective)) {
+    text += text.empty() ? "" : ", ";
+    text += name;
+  }
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace
+
+std::vector<std::string_view> algorithms_for(Collective collective) {
+  std::vector<std::string_view> names;
+  for (const Algorithm& entry : kAlgorithms) {
+    if (entry.collective == collective) names.push_back(entry.name);
+  }
+  return names;
+}
+
+Plan make_plan(Collective collective, std::string_view algorithm, int world_size, int rank,
+               int root) {
+  PYCOMM_USAGE(world_size >= 1, name_of(collective), ": world_size is ", world_size,
+               ", expected at least 1");
+  PYCOMM_USAGE(rank >= 0 && rank < world_size, name_of(collective), ": rank is ", rank,
+               ", expected 0..", world_size - 1);
+  PYCOMM_USAGE(root >= 0 && root < world_size, name_of(collective), ": root is ", root,
+               ", expected 0..", world_size - 1);
+  for (const Algorithm& entry : kAlgorithms) {
+    if (entry.collective == collective && entry.name == algorithm) {
+      return entry.make({world_size, rank, root});
+    }
+  }
+  throw UsageError(str(name_of(collective), " has no algorithm \"", algorithm,
+                       "\"; choose one of: ", choices_for(collective)));
+}
+
+PlanSet make_plans(Collective collective, std::string_view algorithm, int world_size, int root) {
+  PYCOMM_USAGE(world_size >= 1, name_of(collective), ": world_size is ", world_size,
+               ", expected at least 1");
+  PlanSet plans;
+  for (int rank = 0; rank < world_size; ++rank) {
+    plans.push_back(make_plan(collective, algorithm, world_size, rank, root));
+  }
+  return plans;
+}
+
+}  // namespace pycomm
