@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""Starts rank processes, watches them, and leaves none behind.
+
+Knows nothing of collectives: it runs ``entry(context, *arguments)`` once per rank and hands back
+what the ranks emit. A rank that fails, dies or makes no progress ends the run with an error that
+names it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+SETTLE_S = 0.5  # after a first failure, the time in which its cause may show on another rank
+CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class RankError(RuntimeError):
+    """A rank failed, died, or made no progress in time."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rank process knows of its run.
+
+    Attributes:
+        store_port: TCP port on 127.0.0.1 of the run's store, which the parent process holds.
+    """
+
+    rank: int
+    world: int
+    store_port: int
+    connection: Connection
+
+    def emit(self, value: object) -> None:
+        """Hands ``value`` to the parent process."""
+        self.connection.send(("value", value))
+
+    def step(self, text: str) -> None:
+        """Says what the rank is about to do; also restarts the parent's watch."""
+        self.connection.send(("step", text))
+
+
+@dataclass
+class _Watched:
+    """The parent's view of one rank."""
+
+    process: BaseProcess
+    connection: Connection
+    step: str = "start-up"
+    error: str | None = None
+    finished: bool = False
+
+
+def run_ranks(
+    world: int,
+    entry: Callable[..., None],
+    arguments: tuple[object, ...] = (),
+    *,
+    timeout_s: float = 60.0,
+    pin: bool = False,
+) -> Iterator[Any]:
+    """Runs ``entry(context, *arguments)`` on ``world`` new processes and yields what they emit.
+
+    Args:
+        world: number of ranks.
+        entry: a function at module level, importable by a fresh interpreter.
+        arguments: passed to ``entry``; picklable.
+        timeout_s: seconds without a step or a value from any rank after which the run is given up.
+        pin: bind rank i to core i modulo the number of cores.
+
+    Raises:
+        RankError: a rank raised, died, or made no progress; every process has ended by then.
+    """
+    from torch._C._distributed_c10d import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    spawn = multiprocessing.get_context("spawn")
+    ranks: list[_Watched] = []
+    try:
+        with _environment(CHILD_ENVIRONMENT):
+            for rank in range(world):
+                here, there = spawn.Pipe(duplex=False)
+                context = Context(rank, world, store.port, there)
+                process = spawn.Process(
+                    target=_main, args=(context, os.getpid(), pin, entry, arguments), daemon=True
+                )
+                process.start()
+                there.close()
+                ranks.append(_Watched(process, here))
+        yield from _watch(ranks, timeout_s)
+    finally:
+        for watched in ranks:
+            if not watched.finished:
+                watched.process.kill()
+        for watched in ranks:
+            watched.process.join(timeout=5)
+            watched.connection.close()
+
+
+def _main(
+    context: Context,
+    parent: int,
+    pin: bool,
+    entry: Callable[..., None],
+    arguments: tuple[object, ...],
+) -> None:
+    """Runs in the new process: ties its life to the parent's, then calls ``entry``."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # the parent died before the line above
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the parent, which ends the ranks
+    if pin:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[context.rank % len(cores)]})
+    try:
+        entry(context, *arguments)
+        context.connection.send(("finished", None))
+    except Exception as error:
+        trace = traceback.format_exc() if os.environ.get("PYCOMM_BENCH_TRACEBACK") else ""
+        context.connection.send(("error", f"{type(error).__name__}: {error}\n{trace}".strip()))
+
+
+def _watch(ranks: list[_Watched], timeout_s: float) -> Iterator[Any]:
+    """Yields emitted values until all ranks have finished; raises on the first failure."""
+    deadline = time.monotonic() + timeout_s
+    while not all(watched.finished for watched in ranks):
+        open_ranks = [watched for watched in ranks if not watched.finished]
+        ready = wait([w.connection for w in open_ranks], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise RankError(_silence(ranks, timeout_s))
+        for watched in open_ranks:
+            if watched.connection not in ready:
+                continue
+            for kind, value in _receive(watched):
+                deadline = time.monotonic() + timeout_s
+                if kind == "value":
+                    yield value
+        if any(watched.error for watched in ranks):
+            raise RankError(_culprit(ranks))
+
+
+def _receive(watched: _Watched) -> list[tuple[str, Any]]:
+    """Reads one message, notes what it says of the rank, and returns it."""
+    try:
+        kind, value = watched.connection.recv()
+    except (EOFError, OSError):
+        watched.process.join(timeout=5)
+        watched.error = _exit_text(watched.process.exitcode)
+        watched.finished = True
+        return []
+    if kind == "step":
+        watched.step = value
+    elif kind == "error":
+        watched.error = value
+    watched.finished = kind in ("finished", "error")
+    return [(kind, value)]
+
+
+def _exit_text(exitcode: int | None) -> str:
+    """Says how a process ended that did not report."""
+    if exitcode is None:
+        return "closed its pipe but did not exit"
+    if exitcode < 0:
+        return f"died of signal {-exitcode} ({signal.Signals(-exitcode).name})"
+    return f"exited with code {exitcode} without a report"
+
+
+def _culprit(ranks: list[_Watched]) -> str:
+    """Names the rank to blame: one that died comes before those that merely lost their peer."""
+    deadline = time.monotonic() + SETTLE_S
+    while (left_s := deadline - time.monotonic()) > 0:
+        waiting = [watched for watched in ranks if not watched.finished]
+        ready = wait([watched.connection for watched in waiting], left_s) if waiting else []
+        if not ready:
+            break
+        for watched in waiting:
+            if watched.connection in ready:
+                _receive(watched)
+    failed = [number for number, watched in enumerate(ranks) if watched.error]
+    died = [n for n in failed if (ranks[n].error or "").startswith(("died", "exited", "closed"))]
+    first = (died or failed)[0]
+    error = ranks[first].error
+    return f"rank {first} of {len(ranks)}, during {ranks[first].step}: {error}"
+
+
+def _silence(ranks: list[_Watched], timeout_s: float) -> str:
+    """Says what each rank was doing when nothing moved any more."""
+    steps: dict[str, list[str]] = {}
+    for number, watched in enumerate(ranks):
+        if not watched.finished:
+            steps.setdefault(watched.step, []).append(str(number))
+    doing = "; ".join(f"rank {', '.join(numbers)} in {step}" for step, numbers in steps.items())
+    return (
+        f"no progress on {len(ranks)} ranks for {timeout_s:g} s ({doing}): the ranks were ended; "
+        "raise --timeout if the machine is only slow"
+    )
+
+
+@contextmanager
+def _environment(defaults: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set yet, for the processes started meanwhile."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
