@@ -10,9 +10,9 @@
 namespace pycomm {
 
 struct LinkCost {
-  double alpha_s = 0;            // one message, seconds
-  double beta_s_per_byte = 0;    // moving one byte
-  double gamma_s_per_byte = 0;   // reducing one byte
+  double alpha_s = 0;           // one message, seconds
+  double beta_s_per_byte = 0;   // moving one byte
+  double gamma_s_per_byte = 0;  // reducing one byte
 };
 
 struct PlanCost {
