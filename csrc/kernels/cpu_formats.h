@@ -11,10 +11,6 @@
 
 #include "kernels/operators.h"
 
-#if PYCOMM_VECTOR_BYTES > 0
-#include <immintrin.h>
-#endif
-
 namespace pycomm {
 namespace {
 
@@ -129,72 +125,6 @@ struct E8m0 {
     store_as(to, convert<Codes>(narrow_e8m0<Floats, Words>(v)));
   }
 };
-
-#if PYCOMM_VECTOR_BYTES == 0
-using Float16 = Small<kFloat16>;
-struct Bfloat16 {
-  using Scalar = float;
-  using Unit = float;
-  static constexpr int kElements = 1;
-  static constexpr int kElementBytes = 2;
-  PYCOMM_KERNEL_INLINE static Unit load(const char* from) {
-    return widen_bfloat16<float>(uint32_t{load_as<uint16_t>(from)});
-  }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
-    store_as(to, static_cast<uint16_t>(narrow_bfloat16<float, uint32_t>(v)));
-  }
-};
-#else
-// The hardware conversions round to nearest even whatever the mode register says, and treat
-// subnormals as such, exactly like the portable ones.
-struct Float16 {
-  using Scalar = float;
-  using Unit = Pair<Floats>;
-  static constexpr int kElements = 2 * kLanes<float>;
-  static constexpr int kElementBytes = 2;
-  // The forms without a mask read an undefined register, of which GCC 12 warns.
-  static constexpr uint16_t kAll = 0xffff;
-  PYCOMM_KERNEL_INLINE static Floats widen_half(const char* from) {
-#if PYCOMM_VECTOR_BYTES == 64
-    return _mm512_maskz_cvtph_ps(kAll, load_as<__m256i>(from));
-#else
-    return _mm256_cvtph_ps(load_as<__m128i>(from));
-#endif
-  }
-  PYCOMM_KERNEL_INLINE static void narrow_half(char* to, Floats v) {
-#if PYCOMM_VECTOR_BYTES == 64
-    store_as(to, _mm512_maskz_cvtps_ph(kAll, canonical(v), _MM_FROUND_TO_NEAREST_INT));
-#else
-    store_as(to, _mm256_cvtps_ph(canonical(v), _MM_FROUND_TO_NEAREST_INT));
-#endif
-  }
-  PYCOMM_KERNEL_INLINE static Unit load(const char* from) {
-    return {widen_half(from), widen_half(from + 2 * kLanes<float>)};
-  }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
-    narrow_half(to, v.first);
-    narrow_half(to + 2 * kLanes<float>, v.second);
-  }
-};
-
-// Even and odd elements go to separate vectors: then widening is a shift or a mask within each
-// 32-bit lane, and no instruction has to move data across lanes.
-struct Bfloat16 {
-  using Scalar = float;
-  using Unit = Pair<Floats>;
-  static constexpr int kElements = 2 * kLanes<float>;
-  static constexpr int kElementBytes = 2;
-  PYCOMM_KERNEL_INLINE static Unit load(const char* from) {
-    const Words both = load_as<Words>(from);
-    return {__builtin_bit_cast(Floats, both << 16), __builtin_bit_cast(Floats, both & 0xffff0000u)};
-  }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
-    const Words even = narrow_bfloat16<Floats, Words>(v.first);
-    const Words odd = narrow_bfloat16<Floats, Words>(v.second);
-    store_as(to, even | (odd << 16));
-  }
-};
-#endif
 
 // Complex numbers are pairs of reals for every operation but the product.
 template <class Part>

@@ -14,38 +14,25 @@
 namespace pycomm {
 namespace {
 
-// Reduces `Units` units (1 or 4) at byte offset `at`. K is the number of sources, 0 =
-// `sources_count`.
-template <class Format, class Op, int K, class Finish>
-PYCOMM_KERNEL_INLINE void reduce_four(char* target, const char* const* sources, int source_count,
-                                      size_t at, const Finish& finish) {
+// One block: `Units` units accumulated in registers across all sources. K is the number of sources
+// when it is known at compile time, else 0.
+template <class Format, class Op, int Units, int K, class Finish>
+PYCOMM_KERNEL_INLINE void reduce_block(char* target, const char* const* sources, int source_count,
+                                       size_t at, const Finish& finish) {
   constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
-  const char* from = sources[0] + at;
-  auto a = Format::load(from);
-  auto b = Format::load(from + kStep);
-  auto c = Format::load(from + 2 * kStep);
-  auto d = Format::load(from + 3 * kStep);
+  typename Format::Unit units[Units];
+#pragma GCC unroll 4
+  for (int u = 0; u < Units; ++u) units[u] = Format::load(sources[0] + at + u * kStep);
   const int end = K ? K : source_count;
   for (int s = 1; s < end; ++s) {
-    from = sources[s] + at;
-    a = combine<Op>(a, Format::load(from));
-    b = combine<Op>(b, Format::load(from + kStep));
-    c = combine<Op>(c, Format::load(from + 2 * kStep));
-    d = combine<Op>(d, Format::load(from + 3 * kStep));
+    const char* from = sources[s] + at;
+#pragma GCC unroll 4
+    for (int u = 0; u < Units; ++u) {
+      units[u] = combine<Op>(units[u], Format::load(from + u * kStep));
+    }
   }
-  char* to = target + at;
-  Format::store(to, each(finish, a));
-  Format::store(to + kStep, each(finish, b));
-  Format::store(to + 2 * kStep, each(finish, c));
-  Format::store(to + 3 * kStep, each(finish, d));
-}
-
-template <class Format, class Op, class Finish>
-PYCOMM_KERNEL_INLINE void reduce_one(char* target, const char* const* sources, int source_count,
-                                     size_t at, const Finish& finish) {
-  auto a = Format::load(sources[0] + at);
-  for (int s = 1; s < source_count; ++s) a = combine<Op>(a, Format::load(sources[s] + at));
-  Format::store(target + at, each(finish, a));
+#pragma GCC unroll 4
+  for (int u = 0; u < Units; ++u) Format::store(target + at + u * kStep, each(finish, units[u]));
 }
 
 // Fewer elements than a unit holds.
@@ -66,6 +53,7 @@ inline void reduce_rest(char* target, const char* const* sources, int source_cou
 template <class Format, class Op, int K = 0, class Finish>
 void reduce_loop(const ReduceTask& task, const Finish& finish) {
   constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
+  constexpr int kUnits = 4;  // enough loads in flight; more gained nothing at any size
   char* target = static_cast<char*>(task.target);
   const char* const* sources = reinterpret_cast<const char* const*>(task.sources);
   const size_t bytes = task.count * Format::kElementBytes;
@@ -74,16 +62,16 @@ void reduce_loop(const ReduceTask& task, const Finish& finish) {
     // Pointers in registers: the stores go through char* and would make the compiler reload them.
     const char* fixed[K];
     for (int s = 0; s < K; ++s) fixed[s] = sources[s];
-    for (; bytes - at >= 4 * kStep; at += 4 * kStep) {
-      reduce_four<Format, Op, K>(target, fixed, K, at, finish);
+    for (; bytes - at >= kUnits * kStep; at += kUnits * kStep) {
+      reduce_block<Format, Op, kUnits, K>(target, fixed, K, at, finish);
     }
   } else {
-    for (; bytes - at >= 4 * kStep; at += 4 * kStep) {
-      reduce_four<Format, Op, 0>(target, sources, task.source_count, at, finish);
+    for (; bytes - at >= kUnits * kStep; at += kUnits * kStep) {
+      reduce_block<Format, Op, kUnits, 0>(target, sources, task.source_count, at, finish);
     }
   }
   for (; bytes - at >= kStep; at += kStep) {
-    reduce_one<Format, Op>(target, sources, task.source_count, at, finish);
+    reduce_block<Format, Op, 1, 0>(target, sources, task.source_count, at, finish);
   }
   if (bytes > at) {
     reduce_rest<Format, Op>(target, sources, task.source_count, at, bytes - at, finish);

@@ -5,6 +5,7 @@
 // unnamed namespace for the reason given in small_floats.h. No state, any thread.
 #pragma once
 
+#include "kernels/cpu_half_formats.h"
 #include "kernels/cpu_loops.h"
 
 namespace pycomm {
