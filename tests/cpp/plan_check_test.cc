@@ -85,6 +85,15 @@ TEST("every algorithm is proved at every world size") {
   }
 }
 
+TEST("sets of ranks may be larger than one machine word") {
+  for (const int p : {65, 100, 129}) {
+    for (const auto algorithm : algorithms_for(Collective::all_reduce)) {
+      prove(Collective::all_reduce, algorithm, p, 0);
+    }
+    prove(Collective::barrier, "dissemination", p, 0);
+  }
+}
+
 TEST("two levels are proved for hosts of equal size") {
   for (const int hosts : {1, 2, 3, 4, 5, 8, 16}) {
     for (const int per_host : {1, 2, 3, 4, 8}) {
@@ -147,16 +156,49 @@ TEST("ranks that add in different orders are rejected from three ranks on") {
   }
 }
 
-TEST("one scratch chunk for two values that are both needed is rejected") {
-  for (int p = 3; p <= 6; ++p) {
-    auto plans = builders(Collective::reduce, p, 1);
-    const ChunkRef incoming = plans[0].add_scratch(0);
-    for (int q = 1; q < p; ++q) {
-      plans[static_cast<size_t>(q)].send(0, work(0));
-      plans[0].recv(q, incoming);
+// The root fetches everything before it adds, so all its scratch chunks are in use at once.
+PlanSet fetch_then_add(int p) {
+  PlanSet plans;
+  for (int r = 0; r < p; ++r) {
+    PlanBuilder plan(Collective::all_reduce, "test", {p, r}, 1);
+    if (r > 0) {
+      plan.send(0, work(0));
+      plan.recv(0, work(0));
+    } else {
+      for (int q = 1; q < p; ++q) plan.recv(q, plan.add_scratch(0));
+      for (int q = 1; q < p; ++q) plan.reduce(scratch(q - 1), work(0), q == p - 1);
+      for (int q = 1; q < p; ++q) plan.send(q, work(0));
     }
-    for (int q = 1; q < p; ++q) plans[0].reduce(incoming, work(0), q == p - 1);
-    expect_error(check_all(plans), "twice");
+    plans.push_back(std::move(plan).build());
+  }
+  return plans;
+}
+
+TEST("one scratch chunk for two values that are both needed is rejected") {
+  for (int p = 3; p <= 9; ++p) {
+    const PlanSet proved = fetch_then_add(p);
+    CHECK(pycomm::check(proved).empty(), pycomm::check(proved));
+    for (int kept = 0; kept < p - 1; ++kept) {
+      for (int merged = 0; merged < p - 1; ++merged) {
+        if (merged == kept) continue;
+        PlanSet plans = proved;
+        for (Step& step : plans[0].steps) {
+          if (step.chunk == scratch(merged)) step.chunk = scratch(kept);
+          if (step.source == scratch(merged)) step.source = scratch(kept);
+        }
+        expect_error(pycomm::check(plans), "twice");
+      }
+    }
+  }
+}
+
+TEST("one scratch chunk for partial sums of different size is rejected") {
+  for (int p = 4; p <= 9; ++p) {
+    PlanSet plans = make_plans(Collective::reduce_scatter, "ring", p);
+    for (Step& step : plans[1].steps) {
+      if (step.chunk == scratch(1)) step.chunk = scratch(0);
+    }
+    expect_error(pycomm::check(plans), "size");
   }
 }
 
