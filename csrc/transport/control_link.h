@@ -26,8 +26,9 @@ struct Notice {
   uint16_t reserved = 0;
   int32_t culprit = -1;
   uint32_t reserved2 = 0;
-  uint64_t sequence = 0;  // collectives completed (pong) or begun (goodbye) by the sender
-  char text[488] = {};
+  uint64_t begun = 0;      // the sender's last collective begun
+  uint64_t completed = 0;  // and completed
+  char text[480] = {};
 
   static constexpr uint32_t kMagic = 0x4e637970;  // "pycN"
   void set_text(const std::string& value);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "transport/faulty.h"
 
+#include <csignal>
+
 #include "base/error.h"
 
 namespace pycomm {
@@ -23,6 +25,7 @@ class FaultyChannel final : public Channel {
   }
   void commit(const FrameHeader& header) override {
     const uint64_t number = committed_++;
+    if (number == faults_.signal_before_frame) ::raise(faults_.signal);
     if (number == faults_.drop_frame) return;
     if (number == faults_.corrupt_frame && header.payload_bytes > 0) {
       reserved_[header.payload_bytes / 2] ^= std::byte{0x10};

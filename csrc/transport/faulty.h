@@ -17,6 +17,8 @@ struct FaultPlan {
   uint64_t drop_frame = kNever;      // this frame is committed but never arrives
   uint64_t corrupt_frame = kNever;   // one payload byte of this frame is flipped
   uint64_t cut_before_frame = kNever;  // committing this frame throws peer_failure, and all later ones
+  uint64_t signal_before_frame = kNever;  // committing this frame first raises `signal`, once
+  int signal = 0;
   uint64_t delay_every = 0;          // every n-th try_reserve or try_peek says "not yet"
 };
 

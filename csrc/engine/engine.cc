@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT
+#include "engine/engine.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "base/log.h"
+#include "plan/algorithms.h"
+#include "plan/check.h"
+
+namespace pycomm {
+namespace {
+
+// Counts forks on the child's side: a group does not survive one, its threads are gone.
+std::atomic<int> fork_generation{0};
+
+int current_fork_generation() {
+  static const int registered =
+      ::pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); });
+  (void)registered;
+  return fork_generation.load(std::memory_order_relaxed);
+}
+
+bool is_message(const Operation& operation) {
+  return operation.collective == Collective::send || operation.collective == Collective::recv;
+}
+
+std::vector<std::vector<int>> group_by_host(const Mesh& mesh) {
+  std::map<std::string, size_t> index;
+  std::vector<std::vector<int>> hosts;
+  for (int rank = 0; rank < mesh.world_size(); ++rank) {
+    const auto [at, fresh] = index.emplace(mesh.address(rank).host_id, hosts.size());
+    if (fresh) hosts.emplace_back();
+    hosts[at->second].push_back(rank);
+  }
+  return hosts;
+}
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
+    : mesh_(std::move(mesh)),
+      options_(std::move(options)),
+      timeout_ns_(options_.timeout.count()),
+      born_in_(current_fork_generation()),
+      recorder_(kRecorderEntries),
+      executor_(*mesh_),
+      messages_(*mesh_),
+      hosts_(group_by_host(*mesh_)),
+      liveness_(*mesh_, options_.detect_timeout,
+                [this](const Failure& failure, bool heard) { fail(failure, heard); }) {
+  if (mesh_->world_size() > 1) {
+    watcher_thread_ = std::make_unique<std::thread>([this] { liveness_.watch(); });
+  }
+}
+
+bool Engine::forked() const { return born_in_ != current_fork_generation(); }
+
+Engine::~Engine() { shutdown("the group was destroyed", false); }
+
+Backoff Engine::backoff() const {
+  return mesh_->oversubscribed() ? Backoff(kSpinsOversubscribed, kYieldsOversubscribed)
+                                 : Backoff(kSpins, kYields);
+}
+
+Failure Engine::failure() const {
+  const std::lock_guard lock(failure_mutex_);
+  return failure_;
+}
+
+std::string Engine::flight_json() const {
+  return recorder_.to_json(mesh_->rank(), mesh_->world_size(), failure());
+}
+
+void raise(const Operation& operation, const Failure& failure, int rank, int world_size) {
+  const bool numbered = operation.sequence != 0 && !is_message(operation);
+  Failure told = failure;
+  told.text = str(name_of(operation.collective),
+                  numbered ? str(" #", operation.sequence) : std::string(), " on rank ", rank,
+                  " of ", world_size, ": ", failure.text);
+  throw CommError(std::move(told));
+}
+
+void Engine::raise(const Operation& operation, const Failure& failure) const {
+  pycomm::raise(operation, failure, mesh_->rank(), mesh_->world_size());
+}
+
+// What every call checks first; sets what the engine sets.
+void Engine::admit(Operation& operation) {
+  PYCOMM_USAGE(!forked(), name_of(operation.collective),
+               ": this process was forked from the one that made the group, and a group does not "
+               "survive fork; call init_process_group in the child");
+  if (failed_.load(std::memory_order_acquire)) raise(operation, failure());
+  auto timeout = operation.timeout;
+  if (timeout == std::chrono::nanoseconds::max()) {
+    timeout = std::chrono::nanoseconds(timeout_ns_.load());
+  }
+  operation.timeout = timeout;
+  operation.deadline = Deadline::after(timeout);
+}
+
+std::string Engine::algorithm_for(Collective collective, size_t bytes) const {
+  const int world = mesh_->world_size();
+  const bool one_host = hosts_.size() == 1;
+  if (collective == Collective::all_reduce && !one_host &&
+      hosts_.size() < static_cast<size_t>(world) && bytes > kSegmentBytes / 8 &&
+      !options_.algorithms.count(collective)) {
+    return "hierarchical";
+  }
+  return std::string(select_algorithm(collective, bytes, world, one_host, options_.algorithms));
+}
+
+const Program& Engine::program_for(const Operation& operation) {
+  // A block may differ from rank to rank, so collectives that move blocks may not choose by its size.
+  const bool sized = !moves_blocks(operation.collective) && !operation.work.empty();
+  const size_t bytes = sized ? operation.work[0].count * size_of(operation.dtype) : 0;
+  const auto name = algorithm_for(operation.collective, bytes);
+  const int root = is_rooted(operation.collective) ? operation.root : 0;
+  auto& cached = programs_[{operation.collective, name, root}];
+  if (!cached) {
+    if (name == "hierarchical") {
+      cached = std::make_unique<Program>(make_hierarchical_plan(hosts_, "ring", mesh_->rank()));
+      return *cached;
+    }
+    if (options_.check_plans) {
+      const auto wrong =
+          check(make_plans(operation.collective, name, mesh_->world_size(), root));
+      PYCOMM_ASSERT(wrong.empty(), wrong);
+    }
+    cached = std::make_unique<Program>(
+        make_plan(operation.collective, name, mesh_->world_size(), mesh_->rank(), root));
+  }
+  return *cached;
+}
+
+void Engine::run(const OperationPtr& operation) {
+  admit(*operation);
+  if (is_message(*operation)) return run_message(operation);
+  {
+    std::unique_lock lock(queue_mutex_);
+    operation->sequence = next_sequence_.fetch_add(1);
+    operation->record = recorder_.submitted(*operation);
+    if (busy_ || !queue_.empty()) {
+      queue_.push_back(operation);
+      queued_ = true;
+      if (!progress_thread_) {
+        progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
+      }
+      lock.unlock();
+      queue_changed_.notify_all();
+      if (messages_.pending()) mesh_->waiter().wake();
+      return wait(*operation, {});
+    }
+    busy_ = true;
+  }
+  execute(*operation, false);
+  {
+    const std::lock_guard lock(queue_mutex_);
+    busy_ = false;
+  }
+  queue_changed_.notify_all();
+  if (operation->failure) raise(*operation, operation->failure);
+}
+
+void Engine::submit(const OperationPtr& operation) {
+  admit(*operation);
+  {
+    const std::lock_guard lock(queue_mutex_);
+    if (is_message(*operation)) {
+      operation->record = recorder_.submitted(*operation);
+      messages_.post(operation);
+    } else {
+      operation->sequence = next_sequence_.fetch_add(1);
+      operation->record = recorder_.submitted(*operation);
+      queue_.push_back(operation);
+      queued_ = true;
+    }
+    if (!progress_thread_) {
+      progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
+    }
+  }
+  queue_changed_.notify_all();
+  // The progress thread may be asleep over messages.
+  if (messages_.pending()) mesh_->waiter().wake();
+}
+
+void Engine::wait(const Operation& operation, std::chrono::nanoseconds timeout) {
+  const auto until = timeout.count() > 0 ? Deadline::after(timeout) : Deadline::never();
+  if (!operation.wait_finished(until)) {
+    raise(operation, {FailureKind::timeout,
+                      str("not finished after ", std::chrono::duration<double>(timeout).count(),
+                          " s, the timeout given to wait(); it goes on in the background"),
+                      {}});
+  }
+  if (operation.failure) raise(operation, operation.failure);
+}
+
+void Engine::complete(Operation& operation, Failure why) {
+  recorder_.finished(operation.record, why);
+  operation.finish(std::move(why));
+}
+
+// Runs a collective to its end on this thread; busy_ is ours.
+void Engine::execute(Operation& operation, bool with_messages) {
+  Failure why = failed_.load(std::memory_order_acquire) ? failure() : Failure{};
+  try {
+    if (!why) {
+      if (operation.before) operation.before();
+      const Program& program = program_for(operation);
+      recorder_.started(operation.record, program.plan.algorithm.c_str());
+      mesh_->progress().begun.store(operation.sequence, std::memory_order_release);
+      executor_.start(program, operation);
+    }
+    Backoff pausing = backoff();
+    Liveness::Vigil vigil;
+    while (!why) {
+      const auto progress = executor_.advance();
+      if (progress == Executor::Progress::done) break;
+      if (progress == Executor::Progress::failed) {
+        why = executor_.failure();
+        break;
+      }
+      bool moved = progress == Executor::Progress::moved;
+      if (with_messages && messages_.pending()) moved |= pump_messages();
+      if (moved) {
+        pausing.reset();
+        vigil = {};
+        continue;
+      }
+      if (pausing.pause() != Pause::sleep) continue;
+      const auto ticket = mesh_->waiter().arm();
+      if (executor_.advance() == Executor::Progress::blocked) {
+        if (executor_.find_contradiction()) {
+          why = executor_.failure();
+        } else {
+          why = inspect(operation, executor_.awaited(), vigil);
+        }
+        if (!why) mesh_->waiter().sleep(ticket, kSleepSlice, executor_.unflushed());
+      }
+      mesh_->waiter().disarm();
+    }
+    if (!why && operation.after) operation.after();
+  } catch (const CommError& error) {
+    why = error.failure();
+  } catch (const std::exception& error) {
+    why = {FailureKind::system, error.what(), {mesh_->rank()}};
+  }
+  if (why) {
+    fail(why, false);
+    why = failure();  // the first cause, which may be another's
+  } else {
+    mesh_->progress().completed.store(operation.sequence, std::memory_order_release);
+  }
+  complete(operation, std::move(why));
+}
+
+// What a waiting thread looks at before it sleeps.
+Failure Engine::inspect(const Operation& operation, const std::vector<int>& awaited,
+                        Liveness::Vigil& vigil) {
+  if (failed_.load(std::memory_order_acquire)) return failure();
+  for (const int peer : awaited) {
+    const auto departure = liveness_.departure(peer);
+    if (!departure || (!is_message(operation) && operation.sequence <= departure->begun)) continue;
+    return {FailureKind::peer_failure,
+            str(mesh_->describe(peer), " has left the group: ", departure->reason, "; ",
+                liveness_.how_far(peer)),
+            {peer}};
+  }
+  if (operation.deadline.expired()) {
+    Failure timeout{FailureKind::timeout, {}, awaited};
+    timeout.text = str("timed out after ",
+                       std::chrono::duration<double>(operation.timeout).count(), " s");
+    for (const int peer : awaited) {
+      timeout.text += str("; waiting for ", mesh_->describe(peer), ": ", liveness_.how_far(peer));
+    }
+    return timeout;
+  }
+  return liveness_.look(vigil, awaited);
+}
+
+void Engine::fail(const Failure& failure, bool heard) {
+  {
+    const std::lock_guard lock(failure_mutex_);
+    if (failure_) return;
+    failure_ = failure;
+    failed_.store(true, std::memory_order_release);
+  }
+  if (!heard && failure.kind != FailureKind::aborted) {
+    log(LogLevel::error, mesh_->rank(), failure.text);
+  }
+  if (!heard && mesh_->world_size() > 1) liveness_.tell_failure(failure);
+  mesh_->waiter().wake();
+  queue_changed_.notify_all();
+  if (options_.flight_dir.empty() || failure.kind == FailureKind::aborted) return;
+  const auto path = str(options_.flight_dir, "/pycomm_flight_", options_.group_name, "_rank",
+                        mesh_->rank(), ".json");
+  if (std::FILE* file = std::fopen((path + ".part").c_str(), "w")) {
+    const auto json = flight_json();
+    const bool whole = std::fwrite(json.data(), 1, json.size(), file) == json.size();
+    if (std::fclose(file) == 0 && whole) std::rename((path + ".part").c_str(), path.c_str());
+  }
+}
+
+void Engine::abort(const std::string& reason) {
+  fail({FailureKind::aborted, str("aborted by rank ", mesh_->rank(), ": ", reason), {mesh_->rank()}},
+       false);
+}
+
+}  // namespace pycomm

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// The engine of one group on one rank: takes operations, runs them in order, and turns everything that
+// goes wrong into one failure that every rank learns.
+//
+// Collectives run one at a time in the order of the calls. A synchronous call with nothing queued runs
+// on the caller's thread; otherwise the progress thread, which starts with the first asynchronous
+// operation, runs it. Messages (send, recv) move whenever somebody waits for them. A watcher thread
+// notices deaths. After a failure the group is dead: every pending and later operation repeats the
+// first cause.
+// All methods may be called from any thread; none needs or touches Python. Operations are shared with
+// their callers; the engine owns the mesh.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <tuple>
+
+#include "engine/executor.h"
+#include "engine/liveness.h"
+#include "engine/point_to_point.h"
+#include "engine/recorder.h"
+#include "engine/select.h"
+
+namespace pycomm {
+
+struct EngineOptions {
+  std::chrono::nanoseconds timeout = std::chrono::minutes(30);  // of an operation that names none
+  std::chrono::nanoseconds detect_timeout = kDetectTimeout;
+  AlgorithmChoices algorithms;
+  bool check_plans = false;    // prove every plan before its first use
+  std::string flight_dir;      // where a failure leaves the flight recorder's dump; empty: nowhere
+  std::string group_name;
+};
+
+// Throws what `failure` means to one who waits for `operation`. Outlives the engine.
+[[noreturn]] void raise(const Operation& operation, const Failure& failure, int rank, int world_size);
+
+class Engine {
+ public:
+  Engine(std::unique_ptr<Mesh> mesh, EngineOptions options);
+  ~Engine();
+
+  // Runs to completion. Throws CommError that names operation, number, rank and cause.
+  void run(const std::shared_ptr<Operation>& operation);
+  // Returns at once; the operation is finished by another thread.
+  void submit(const std::shared_ptr<Operation>& operation);
+  // Waits for a submitted operation. `timeout` zero: as long as the operation itself may take.
+  void wait(const Operation& operation, std::chrono::nanoseconds timeout);
+
+  void set_timeout(std::chrono::nanoseconds timeout) { timeout_ns_ = timeout.count(); }
+  // Fails the group on all ranks.
+  void abort(const std::string& reason);
+  // Lets pending operations finish for a short while, says goodbye and stops the threads. Idempotent.
+  void shutdown(const std::string& reason, bool drain);
+
+  Mesh& mesh() { return *mesh_; }
+  uint64_t sequence() const { return next_sequence_.load() - 1; }
+  Failure failure() const;
+  std::string flight_json() const;
+  // The algorithm that would carry out such an operation.
+  std::string algorithm_for(Collective collective, size_t bytes) const;
+
+ private:
+  using OperationPtr = std::shared_ptr<Operation>;
+
+  void admit(Operation& operation);
+  const Program& program_for(const Operation& operation);
+  void execute(Operation& operation, bool with_messages);
+  void run_message(const OperationPtr& operation);
+  bool pump_messages();
+  Failure inspect(const Operation& operation, const std::vector<int>& awaited,
+                  Liveness::Vigil& vigil);
+  Failure inspect_messages(Liveness::Vigil& vigil);
+  void complete(Operation& operation, Failure why);
+  void fail(const Failure& failure, bool heard);
+  void fail_messages();
+  void progress_loop();
+  void drive_messages();
+  void drain(std::chrono::nanoseconds patience);
+  Backoff backoff() const;
+  bool forked() const;
+  [[noreturn]] void raise(const Operation& operation, const Failure& failure) const;
+
+  std::unique_ptr<Mesh> mesh_;
+  const EngineOptions options_;
+  std::atomic<int64_t> timeout_ns_;
+  const int born_in_;  // fork generation
+  Recorder recorder_;
+  Executor executor_;  // of whoever has set busy_
+  PointToPoint messages_;
+  std::vector<std::vector<int>> hosts_;
+  std::map<std::tuple<Collective, std::string, int>, std::unique_ptr<Program>> programs_;
+
+  std::mutex queue_mutex_;
+  std::condition_variable queue_changed_;
+  std::deque<OperationPtr> queue_;
+  bool busy_ = false;      // somebody runs a collective
+  bool stopping_ = false;
+  std::atomic<uint64_t> next_sequence_{1};
+  std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look
+
+  mutable std::mutex failure_mutex_;
+  Failure failure_;
+  std::atomic<bool> failed_{false};
+  std::mutex shutdown_mutex_;
+  bool closed_ = false;
+
+  Liveness liveness_;
+  std::unique_ptr<std::thread> progress_thread_;
+  std::unique_ptr<std::thread> watcher_thread_;
+};
+
+}  // namespace pycomm

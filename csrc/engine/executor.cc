@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT
+#include "engine/executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/reduce.h"
+
+namespace pycomm {
+
+size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes) {
+  if (index >= chunks) return count;
+  const size_t unit = std::max<size_t>(1, kCacheLineBytes / element_bytes);
+  const auto parts = static_cast<size_t>(chunks);
+  const size_t each = (count + parts - 1) / parts;
+  const size_t rounded = (each + unit - 1) / unit * unit;
+  return std::min(count, rounded * static_cast<size_t>(index));
+}
+
+void Executor::start(const Program& program, const Operation& operation) {
+  program_ = &program;
+  operation_ = &operation;
+  failure_ = {};
+  flushing_ = false;
+  first_ = 0;
+  element_bytes_ = size_of(operation.dtype);
+  segment_bytes_ = mesh_.segment_bytes() / element_bytes_ * element_bytes_;
+  signature_ = OpSignature{};
+  signature_.sequence = operation.sequence;
+  signature_.collective = operation.collective;
+  signature_.dtype = operation.dtype;
+  signature_.plan = program.hash;
+  if (is_reduction(operation.collective)) signature_.op = operation.op;
+  if (is_rooted(operation.collective)) signature_.root = operation.root;
+  lay_out_chunks();
+
+  const auto& instructions = program.instructions;
+  cursors_.resize(instructions.size());
+  for (size_t i = 0; i < instructions.size(); ++i) {
+    const size_t bytes = chunks_[static_cast<size_t>(instructions[i].target)].bytes;
+    const size_t segments = (bytes + segment_bytes_ - 1) / segment_bytes_;
+    cursors_[i] = {0, static_cast<uint32_t>(std::max<size_t>(1, segments))};
+  }
+}
+
+// Work chunks point into the caller's memory, scratch chunks into ours.
+void Executor::lay_out_chunks() {
+  const Plan& plan = program_->plan;
+  chunks_.assign(static_cast<size_t>(program_->chunk_count()), Chunk{});
+  const auto put = [&](int index, std::byte* data, size_t count) {
+    chunks_[static_cast<size_t>(index)] = {data, count * element_bytes_, count};
+  };
+  if (moves_blocks(operation_->collective)) {
+    const size_t given = operation_->work.size();
+    for (size_t i = 0; i < given; ++i) {
+      put(static_cast<int>(i), operation_->work[i].data, operation_->work[i].count);
+    }
+    // A token speaks for this rank's own block: the input of a gather, the output of a scatter.
+    signature_.count = given ? operation_->work[given - 1].count : 0;
+  } else if (operation_->collective != Collective::barrier) {
+    const Region& tensor = operation_->work[0];
+    signature_.count = tensor.count;
+    for (int i = 0; i < plan.work_chunks; ++i) {
+      const size_t begin = chunk_begin(tensor.count, plan.work_chunks, i, element_bytes_);
+      const size_t end = chunk_begin(tensor.count, plan.work_chunks, i + 1, element_bytes_);
+      put(i, tensor.data + begin * element_bytes_, end - begin);
+    }
+  }
+  size_t needed = 0;
+  const auto padded = [](size_t bytes) {
+    return (bytes + kCacheLineBytes - 1) / kCacheLineBytes * kCacheLineBytes;
+  };
+  for (const int like : plan.scratch_like) {
+    if (like != kToken) needed += padded(chunks_[static_cast<size_t>(like)].bytes);
+  }
+  if (scratch_.size() < needed) scratch_.resize(needed);
+  size_t offset = 0;
+  for (size_t s = 0; s < plan.scratch_like.size(); ++s) {
+    const int like = plan.scratch_like[s];
+    auto& chunk = chunks_[static_cast<size_t>(plan.work_chunks) + s];
+    if (like == kToken) {
+      chunk = {nullptr, 0, signature_.count};
+      continue;
+    }
+    chunk = chunks_[static_cast<size_t>(like)];
+    chunk.data = scratch_.data() + offset;
+    offset += padded(chunk.bytes);
+  }
+}
+
+OpSignature Executor::signature_for(const Chunk& chunk) const {
+  OpSignature signature = signature_;
+  if (moves_blocks(signature.collective)) signature.count = chunk.count;
+  return signature;
+}
+
+size_t Executor::segment_size(const Chunk& chunk, uint32_t segment) const {
+  const size_t begin = segment * segment_bytes_;
+  return std::min(segment_bytes_, chunk.bytes - std::min(chunk.bytes, begin));
+}
+
+bool Executor::ready(size_t index) const {
+  const uint32_t segment = cursors_[index].done;
+  const auto begin = static_cast<size_t>(program_->first_dependency[index]);
+  const auto end = static_cast<size_t>(program_->first_dependency[index + 1]);
+  for (size_t d = begin; d < end; ++d) {
+    const auto& dependency = program_->dependencies[d];
+    const Cursor& before = cursors_[static_cast<size_t>(dependency.before)];
+    if (before.done == before.total) continue;
+    if (dependency.whole || before.done <= segment) return false;
+  }
+  return true;
+}
+
+Executor::Progress Executor::advance() {
+  try {
+    bool moved = false;
+    for (size_t i = first_; i < cursors_.size(); ++i) {
+      Cursor& cursor = cursors_[i];
+      if (cursor.done < cursor.total && ready(i) && step(i)) {
+        ++cursor.done;
+        moved = true;
+      }
+      if (failure_) return Progress::failed;
+      if (i == first_ && cursor.done == cursor.total) ++first_;
+    }
+    if (first_ == cursors_.size()) return flush() ? Progress::done : Progress::blocked;
+    if (!moved) flush();
+    return moved ? Progress::moved : Progress::blocked;
+  } catch (const CommError& error) {
+    failure_ = error.failure();
+    return Progress::failed;
+  }
+}
+
+bool Executor::flush() {
+  bool all = true;
+  for (const Instruction& one : program_->instructions) {
+    if (one.kind == Instruction::Kind::send) {
+      all &= mesh_.channel(one.peer, Lane::collective).try_flush();
+    }
+  }
+  flushing_ = !all;
+  return all;
+}
+
+bool Executor::step(size_t index) {
+  const Instruction& one = program_->instructions[index];
+  const uint32_t segment = cursors_[index].done;
+  switch (one.kind) {
+    case Instruction::Kind::send:
+      return send(one, segment);
+    case Instruction::Kind::recv:
+      return receive(one, segment);
+    case Instruction::Kind::fold:
+      return fold(one, segment);
+    case Instruction::Kind::reduce:
+      return reduce_local(one, segment);
+    case Instruction::Kind::copy:
+      return copy(one, segment);
+  }
+  return false;
+}
+
+bool Executor::send(const Instruction& one, uint32_t segment) {
+  const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
+  const size_t bytes = segment_size(chunk, segment);
+  Channel& channel = mesh_.channel(one.peer, Lane::collective);
+  std::byte* room = channel.try_reserve(bytes);
+  if (!room) return false;
+  if (bytes) std::memcpy(room, chunk.data + segment * segment_bytes_, bytes);
+  channel.commit({static_cast<uint32_t>(bytes), segment, signature_for(chunk).pack()});
+  return true;
+}
+
+// The frame at hand, if it has come and belongs here.
+bool Executor::peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFrame& frame) {
+  if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) return false;
+  const OpSignature expected = signature_for(chunk);
+  if (frame.header.tag != expected.pack()) {
+    const auto theirs = OpSignature::unpack(frame.header.tag);
+    failure_ = {FailureKind::mismatch,
+                explain_mismatch(expected, theirs, mesh_.rank(), peer),
+                {peer}};
+    return false;
+  }
+  const size_t bytes = segment_size(chunk, segment);
+  if (frame.header.payload_bytes != bytes || frame.header.segment != segment) {
+    failure_ = {FailureKind::mismatch,
+                str("rank ", peer, " sent segment ", frame.header.segment, " of ",
+                    frame.header.payload_bytes, " bytes, expected segment ", segment, " of ", bytes,
+                    " bytes; a frame was lost or all ranks do not run the same pycomm"),
+                {peer}};
+    return false;
+  }
+  return true;
+}
+
+bool Executor::receive(const Instruction& one, uint32_t segment) {
+  const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
+  ReceivedFrame frame;
+  if (!peek(one.peer, chunk, segment, frame)) return false;
+  if (frame.header.payload_bytes) {
+    std::memcpy(chunk.data + segment * segment_bytes_, frame.payload, frame.header.payload_bytes);
+  }
+  mesh_.channel(one.peer, Lane::collective).consume();
+  return true;
+}
+
+bool Executor::fold(const Instruction& one, uint32_t segment) {
+  const Chunk& target = chunks_[static_cast<size_t>(one.target)];
+  const Chunk& own = chunks_[static_cast<size_t>(one.source)];
+  const size_t offset = segment * segment_bytes_;
+  sources_.clear();
+  for (const int rank : one.operands) {
+    if (rank == mesh_.rank()) {
+      sources_.push_back(own.data + offset);
+      continue;
+    }
+    ReceivedFrame frame;
+    if (!peek(rank, target, segment, frame)) return false;
+    sources_.push_back(frame.payload);
+  }
+  if (const size_t bytes = segment_size(target, segment)) {
+    ReduceTask task;
+    task.op = operation_->op;
+    task.dtype = operation_->dtype;
+    task.target = target.data + offset;
+    task.sources = sources_.data();
+    task.source_count = static_cast<int>(sources_.size());
+    task.count = bytes / element_bytes_;
+    task.divisor = one.completes && operation_->op == ReduceOp::avg ? mesh_.world_size() : 1;
+    reduce(task);
+  }
+  for (const int rank : one.operands) {
+    if (rank != mesh_.rank()) mesh_.channel(rank, Lane::collective).consume();
+  }
+  return true;
+}
+
+bool Executor::reduce_local(const Instruction& one, uint32_t segment) {
+  const Chunk& target = chunks_[static_cast<size_t>(one.target)];
+  const Chunk& source = chunks_[static_cast<size_t>(one.source)];
+  const size_t offset = segment * segment_bytes_;
+  const size_t bytes = segment_size(target, segment);
+  if (bytes == 0) return true;
+  const void* operands[2] = {target.data + offset, source.data + offset};
+  if (one.peer >= 0 && one.peer < mesh_.rank()) std::swap(operands[0], operands[1]);
+  ReduceTask task;
+  task.op = operation_->op;
+  task.dtype = operation_->dtype;
+  task.target = target.data + offset;
+  task.sources = operands;
+  task.source_count = 2;
+  task.count = bytes / element_bytes_;
+  task.divisor = one.completes && operation_->op == ReduceOp::avg ? mesh_.world_size() : 1;
+  reduce(task);
+  return true;
+}
+
+bool Executor::copy(const Instruction& one, uint32_t segment) {
+  const Chunk& target = chunks_[static_cast<size_t>(one.target)];
+  const Chunk& source = chunks_[static_cast<size_t>(one.source)];
+  const size_t bytes = std::min(segment_size(target, segment), segment_size(source, segment));
+  const size_t offset = segment * segment_bytes_;
+  if (bytes && target.data != source.data) {
+    std::memcpy(target.data + offset, source.data + offset, bytes);
+  }
+  return true;
+}
+
+std::vector<int> Executor::awaited() const {
+  std::vector<int> peers;
+  const auto want = [&](int peer) {
+    if (std::find(peers.begin(), peers.end(), peer) == peers.end()) peers.push_back(peer);
+  };
+  for (size_t i = first_; i < cursors_.size(); ++i) {
+    if (cursors_[i].done == cursors_[i].total || !ready(i)) continue;
+    const Instruction& one = program_->instructions[i];
+    if (one.kind == Instruction::Kind::send || one.kind == Instruction::Kind::recv) want(one.peer);
+    if (one.kind != Instruction::Kind::fold) continue;
+    for (const int peer : one.operands) {
+      ReceivedFrame frame;
+      if (peer != mesh_.rank() && !mesh_.channel(peer, Lane::collective).try_peek(frame)) {
+        want(peer);
+      }
+    }
+  }
+  return peers;
+}
+
+bool Executor::find_contradiction() {
+  for (int peer = 0; peer < mesh_.world_size(); ++peer) {
+    if (peer == mesh_.rank()) continue;
+    ReceivedFrame frame;
+    if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) continue;
+    auto theirs = OpSignature::unpack(frame.header.tag);
+    if (theirs.sequence != signature_.sequence) continue;  // a peer may be ahead of us
+    auto mine = signature_;
+    if (moves_blocks(mine.collective) && moves_blocks(theirs.collective)) mine.count = theirs.count;
+    if (theirs == mine) continue;
+    failure_ = {FailureKind::mismatch,
+                explain_mismatch(mine, theirs, mesh_.rank(), peer),
+                {peer}};
+    return true;
+  }
+  return false;
+}
+
+}  // namespace pycomm

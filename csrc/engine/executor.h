@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+// Runs one operation: a program over channels, one segment at a time, never blocking.
+//
+// advance() does what can be done now and returns. So N ranks can be stepped in one thread in any
+// order, and a thread that waits decides itself how. An Executor is reused for one operation after the
+// other and keeps its scratch memory. One thread at a time; the mesh and the operation's memory belong
+// to others and must outlive the run.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/operation.h"
+#include "engine/program.h"
+#include "engine/signature.h"
+#include "transport/mesh.h"
+
+namespace pycomm {
+
+class Executor {
+ public:
+  enum class Progress { blocked, moved, done, failed };
+
+  explicit Executor(Mesh& mesh) : mesh_(mesh) {}
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  void start(const Program& program, const Operation& operation);
+  Progress advance();
+
+  const Failure& failure() const { return failure_; }
+  // The peers whose frames, or whose room for ours, it is waiting for.
+  std::vector<int> awaited() const;
+  // Looks at every incoming lane for a frame of this very operation that contradicts it, though this
+  // rank expects nothing there (two ranks that disagree about the root). True when it failed over one.
+  bool find_contradiction();
+  // True while frames are committed that have not left this process.
+  bool unflushed() const { return flushing_; }
+
+ private:
+  struct Chunk {
+    std::byte* data = nullptr;
+    size_t bytes = 0;
+    size_t count = 0;
+  };
+  struct Cursor {
+    uint32_t done = 0;   // segments
+    uint32_t total = 0;  // segments, at least one: an empty chunk travels as an empty frame
+  };
+
+  void lay_out_chunks();
+  bool ready(size_t index) const;
+  bool step(size_t index);
+  bool send(const Instruction& one, uint32_t segment);
+  bool receive(const Instruction& one, uint32_t segment);
+  bool fold(const Instruction& one, uint32_t segment);
+  bool reduce_local(const Instruction& one, uint32_t segment);
+  bool copy(const Instruction& one, uint32_t segment);
+  bool peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFrame& frame);
+  size_t segment_size(const Chunk& chunk, uint32_t segment) const;
+  OpSignature signature_for(const Chunk& chunk) const;
+  bool flush();
+
+  Mesh& mesh_;
+  const Program* program_ = nullptr;
+  const Operation* operation_ = nullptr;
+  OpSignature signature_;
+  size_t element_bytes_ = 1;
+  size_t segment_bytes_ = 0;  // a multiple of the element's size
+  std::vector<Chunk> chunks_;
+  std::vector<Cursor> cursors_;
+  size_t first_ = 0;          // instructions before it are done
+  std::vector<std::byte> scratch_;
+  std::vector<const void*> sources_;
+  bool flushing_ = false;
+  Failure failure_;
+};
+
+// Where chunk `index` of `chunks` begins when `count` elements are cut: multiples of a cache line, so
+// that ranks never share one, as even as that allows. index == chunks gives count.
+size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes);
+
+}  // namespace pycomm

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#include "engine/operation.h"
+
+#include <algorithm>
+
+#include "transport/doorbell.h"
+
+namespace pycomm {
+
+bool Operation::wait_finished(Deadline until) const {
+  if (finished()) return true;
+  waiters_.fetch_add(1, std::memory_order_seq_cst);
+  while (!finished_.load(std::memory_order_seq_cst) && !until.expired()) {
+    futex_wait(finished_, 0, std::min<std::chrono::nanoseconds>(until.remaining(), kSleepSlice * 50));
+  }
+  waiters_.fetch_sub(1, std::memory_order_seq_cst);
+  return finished();
+}
+
+void Operation::finish(Failure why) {
+  failure = std::move(why);
+  const auto callback = std::move(on_finished);
+  finished_.store(1, std::memory_order_seq_cst);
+  if (waiters_.load(std::memory_order_seq_cst) != 0) futex_wake_all(finished_);
+  // Captures keep the operation alive where it matters; nothing of it is touched after this call.
+  if (callback) callback(*this);
+}
+
+}  // namespace pycomm

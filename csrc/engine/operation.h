@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+// One requested collective or message: what to do, on which memory, until when, and how it ended.
+//
+// Filled in by the caller, then handed to the Engine, which owns every field until finished() holds;
+// after that all fields may be read. The memory in `work` belongs to the caller and must stay until
+// then. wait_finished() and finished() may be called from any thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/dtype.h"
+#include "base/error.h"
+
+namespace pycomm {
+
+// One chunk's memory, or the whole tensor's.
+struct Region {
+  std::byte* data = nullptr;
+  size_t count = 0;  // elements
+};
+
+inline constexpr int kAnySource = -1;
+
+struct Operation {
+  Collective collective = Collective::all_reduce;
+  ReduceOp op = ReduceOp::sum;
+  DType dtype = DType::float32;
+  int root = 0;  // rooted collectives; the tag of send and recv
+  int peer = 0;  // send, recv: the other rank, or kAnySource
+  // all_reduce, broadcast, reduce, send, recv: one region, the tensor. The others: one region for each
+  // chunk of `work` as plan.h lists them; regions this rank does not have are empty.
+  std::vector<Region> work;
+  std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max();
+  // Run by the executing thread right before the first and right after the last step, for example
+  // to pack a tensor that is not contiguous. May be empty.
+  std::function<void()> before, after;
+  // Run once by the thread that finished the operation, whatever the outcome. May be empty.
+  std::function<void(Operation&)> on_finished;
+
+  // Set by the engine.
+  uint64_t sequence = 0;
+  int source = kAnySource;  // recv: who sent
+  Failure failure;
+  size_t record = 0;  // index in the flight recorder
+  Deadline deadline = Deadline::never();
+
+  bool finished() const { return finished_.load(std::memory_order_acquire) != 0; }
+  // False when the deadline passed first.
+  bool wait_finished(Deadline until) const;
+  void finish(Failure why);  // engine only
+
+ private:
+  mutable std::atomic<uint32_t> finished_{0};
+  mutable std::atomic<uint32_t> waiters_{0};
+};
+
+}  // namespace pycomm

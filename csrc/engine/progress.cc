@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+// The engine's other half: the progress thread, messages, and the end of a group. See engine.h.
+#include "base/log.h"
+#include "engine/engine.h"
+
+namespace pycomm {
+
+// Moves messages and finishes those that are done. Returns whether anything moved.
+bool Engine::pump_messages() {
+  std::vector<OperationPtr> finished;
+  bool moved = false;
+  try {
+    moved = messages_.advance(finished);
+  } catch (const CommError& error) {
+    fail(error.failure(), false);
+  }
+  for (const auto& operation : finished) {
+    Failure why;
+    try {
+      if (operation->after) operation->after();
+    } catch (const std::exception& error) {
+      why = {FailureKind::system, error.what(), {mesh_->rank()}};
+    }
+    complete(*operation, std::move(why));
+  }
+  return moved;
+}
+
+void Engine::fail_messages() {
+  const Failure why = failure();
+  for (const auto& operation : messages_.take_all()) complete(*operation, why);
+}
+
+Failure Engine::inspect_messages(Liveness::Vigil& vigil) {
+  if (failed_.load(std::memory_order_acquire)) return failure();
+  const auto awaited = messages_.awaited();
+  for (const int peer : awaited) {
+    if (!liveness_.departure(peer)) continue;
+    if (const auto operation = messages_.needs(peer)) return inspect(*operation, {peer}, vigil);
+  }
+  if (const auto late = messages_.expired()) {
+    std::vector<int> peers;
+    if (late->peer != kAnySource) peers.push_back(late->peer);
+    return inspect(*late, peers, vigil);
+  }
+  return liveness_.look(vigil, awaited);
+}
+
+// A synchronous send or recv: moves all messages until its own is done.
+void Engine::run_message(const OperationPtr& operation) {
+  if (operation->before) operation->before();
+  {
+    const std::lock_guard lock(queue_mutex_);
+    operation->record = recorder_.submitted(*operation);
+    messages_.post(operation);
+  }
+  Backoff pausing = backoff();
+  Liveness::Vigil vigil;
+  while (!operation->finished()) {
+    if (pump_messages()) {
+      pausing.reset();
+      vigil = {};
+      continue;
+    }
+    if (failed_.load(std::memory_order_acquire)) fail_messages();
+    if (operation->finished() || pausing.pause() != Pause::sleep) continue;
+    const auto ticket = mesh_->waiter().arm();
+    if (!pump_messages() && !operation->finished()) {
+      if (const auto why = inspect_messages(vigil)) {
+        fail(why, false);
+        fail_messages();
+      } else {
+        mesh_->waiter().sleep(ticket, kSleepSlice, messages_.unflushed());
+      }
+    }
+    mesh_->waiter().disarm();
+  }
+  if (operation->failure) raise(*operation, operation->failure);
+}
+
+void Engine::progress_loop() {
+  std::unique_lock lock(queue_mutex_);
+  while (true) {
+    if (!busy_ && !queue_.empty()) {
+      const OperationPtr operation = queue_.front();
+      busy_ = true;
+      lock.unlock();
+      execute(*operation, true);
+      lock.lock();
+      busy_ = false;
+      queue_.pop_front();
+      queued_ = !queue_.empty();
+      queue_changed_.notify_all();
+    } else if (messages_.pending()) {
+      lock.unlock();
+      drive_messages();
+      lock.lock();
+    } else if (stopping_) {
+      return;
+    } else {
+      queue_changed_.wait(lock);
+    }
+  }
+}
+
+// Until there are no messages, or a collective wants this thread.
+void Engine::drive_messages() {
+  Backoff pausing = backoff();
+  Liveness::Vigil vigil;
+  while (messages_.pending()) {
+    if (failed_.load(std::memory_order_acquire)) return fail_messages();
+    if (pump_messages()) {
+      pausing.reset();
+      vigil = {};
+    } else if (pausing.pause() == Pause::sleep) {
+      const auto ticket = mesh_->waiter().arm();
+      if (!queued_ && !pump_messages()) {
+        if (const auto why = inspect_messages(vigil)) {
+          fail(why, false);
+        } else {
+          mesh_->waiter().sleep(ticket, kSleepSlice, messages_.unflushed());
+        }
+      }
+      mesh_->waiter().disarm();
+    }
+    if (!queued_) continue;
+    // While a caller's thread runs a collective the queue has to wait anyway, so stay.
+    const std::lock_guard lock(queue_mutex_);
+    if (!busy_ && !queue_.empty()) return;
+  }
+}
+
+void Engine::drain(std::chrono::nanoseconds patience) {
+  const auto deadline = Deadline::after(patience);
+  std::unique_lock lock(queue_mutex_);
+  while ((busy_ || !queue_.empty() || messages_.pending()) && !deadline.expired() &&
+         !failed_.load(std::memory_order_acquire)) {
+    queue_changed_.wait_for(lock, std::chrono::milliseconds(5));
+  }
+}
+
+void Engine::shutdown(const std::string& reason, bool drain_first) {
+  const std::lock_guard only_one(shutdown_mutex_);
+  if (closed_) return;
+  closed_ = true;
+  // In a forked child the threads do not exist and the sockets are the parent's to speak on.
+  if (forked()) {
+    (void)progress_thread_.release();
+    (void)watcher_thread_.release();
+    return;
+  }
+  if (drain_first) drain(options_.detect_timeout);
+  fail({FailureKind::aborted, "the group is closed (" + reason + "); make a new one", {}}, true);
+  {
+    const std::lock_guard lock(queue_mutex_);
+    stopping_ = true;
+  }
+  queue_changed_.notify_all();
+  mesh_->waiter().wake();
+  const auto finish = [](std::unique_ptr<std::thread>& thread) {
+    if (!thread) return;
+    // A callback of the progress thread may hold the last reference to the group.
+    if (thread->get_id() == std::this_thread::get_id()) {
+      thread->detach();
+    } else {
+      thread->join();
+    }
+    thread.reset();
+  };
+  finish(progress_thread_);
+  fail_messages();
+  if (mesh_->world_size() > 1) liveness_.say_goodbye(reason);
+  liveness_.stop();
+  finish(watcher_thread_);
+}
+
+}  // namespace pycomm

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+#include "engine/select.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "base/error.h"
+#include "plan/algorithms.h"
+
+namespace pycomm {
+namespace {
+
+// Up to here every rank sends its whole tensor to all others: one step, but p - 1 times the bytes.
+constexpr size_t kOneShotBytes = 4 * 1024;
+constexpr int kOneShotRanks = 8;
+// Up to here log2(p) exchanges of the whole tensor beat cutting it into p pieces.
+constexpr size_t kDoublingBytes = 16 * 1024;
+// Direct exchange opens p - 1 lanes at once; beyond this many ranks that is too many.
+constexpr int kDirectRanks = 32;
+// Between hosts a tree's 2 log2(p) steps win up to here, the ring's full pipes beyond.
+constexpr size_t kTreeBytes = 256 * 1024;
+
+bool has(Collective collective, std::string_view algorithm) {
+  const auto all = algorithms_for(collective);
+  return std::find(all.begin(), all.end(), algorithm) != all.end();
+}
+
+}  // namespace
+
+AlgorithmChoices parse_algorithms(const std::string& text) {
+  AlgorithmChoices choices;
+  std::stringstream in(text);
+  std::string item;
+  while (std::getline(in, item, ',')) {
+    const auto split = item.find('=');
+    const std::string collective = split == std::string::npos ? "" : item.substr(0, split);
+    const std::string algorithm = split == std::string::npos ? item : item.substr(split + 1);
+    bool applied = false;
+    for (int code = 0; code < kCollectiveCount; ++code) {
+      const auto one = static_cast<Collective>(code);
+      if (!collective.empty() && collective != name_of(one)) continue;
+      if (!has(one, algorithm)) continue;
+      choices[one] = algorithm;
+      applied = true;
+    }
+    if (applied) continue;
+    std::string known;
+    for (int code = 0; code < kCollectiveCount; ++code) {
+      const auto one = static_cast<Collective>(code);
+      for (const auto name : algorithms_for(one)) known += str(" ", name_of(one), "=", name);
+    }
+    throw UsageError("PYCOMM_ALGO: '" + item + "' is no algorithm; expected a comma-separated list of:" +
+                     known + " (the part before '=' may be left out)");
+  }
+  return choices;
+}
+
+std::string_view select_algorithm(Collective collective, size_t bytes, int world_size, bool one_host,
+                                  const AlgorithmChoices& choices) {
+  if (const auto chosen = choices.find(collective); chosen != choices.end()) return chosen->second;
+  const auto preferred = algorithms_for(collective).front();
+  if (collective == Collective::all_reduce) {
+    if (bytes <= kOneShotBytes && world_size <= kOneShotRanks) return "one_shot";
+    if (bytes <= kDoublingBytes) return "recursive_doubling";
+    if (one_host && world_size <= kDirectRanks) return "direct";
+    if (bytes <= kTreeBytes) return "double_binary_tree";
+    return one_host || bytes / static_cast<size_t>(world_size) >= 4096 ? "ring" : "halving_doubling";
+  }
+  if (world_size > kDirectRanks) {
+    if (collective == Collective::all_gather || collective == Collective::reduce_scatter) return "ring";
+    if (collective == Collective::broadcast || collective == Collective::reduce) {
+      return "binomial_tree";
+    }
+  }
+  return preferred;
+}
+
+}  // namespace pycomm

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+#include "engine/signature.h"
+
+#include "base/error.h"
+
+namespace pycomm {
+
+bool is_reduction(Collective collective) {
+  return collective == Collective::all_reduce || collective == Collective::reduce ||
+         collective == Collective::reduce_scatter;
+}
+
+bool is_rooted(Collective collective) {
+  return collective == Collective::broadcast || collective == Collective::reduce ||
+         collective == Collective::gather || collective == Collective::scatter;
+}
+
+bool moves_blocks(Collective collective) {
+  return collective == Collective::all_gather || collective == Collective::gather ||
+         collective == Collective::scatter || collective == Collective::reduce_scatter ||
+         collective == Collective::all_to_all;
+}
+
+std::string to_string(const OpSignature& s) {
+  if (s.collective == Collective::barrier) return "barrier()";
+  std::string text = str(name_of(s.collective), "(", name_of(s.dtype), "[", s.count, "]");
+  if (is_reduction(s.collective)) text += str(", ", name_of(s.op));
+  if (is_rooted(s.collective)) text += str(", root ", s.root);
+  if (s.collective == Collective::send || s.collective == Collective::recv) {
+    text += str(", tag ", s.root);
+  }
+  return text + ")";
+}
+
+std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs, int rank,
+                             int peer) {
+  const bool ordered = mine.sequence == theirs.sequence;
+  const auto number = [&](const OpSignature& s) { return ordered ? "" : str(" #", s.sequence); };
+  const std::string text = str("rank ", peer, " called ", to_string(theirs), number(theirs),
+                               ", but rank ", rank, " expected ", to_string(mine), number(mine));
+  if (ordered && to_string(mine) == to_string(theirs)) {
+    return text + " by another algorithm; PYCOMM_ALGO and the group's options must be the same on all "
+                  "ranks";
+  }
+  return text + "; check that all ranks call the same collectives in the same order with the same "
+                "shapes, dtypes, ops and roots";
+}
+
+}  // namespace pycomm
