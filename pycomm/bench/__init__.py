@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"# torch {machine['torch']}, commit {machine['commit']}: {machine['command']}")
     print("# times in microseconds; algbw and busbw in GB/s (1e9) at the p50", end="")
     print(f"; ratio: time of {sweep.backends[-1]} / time" if len(sweep.backends) > 1 else "")
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cores / 2:
+        print(f"# load average {load:.1f} on {cores} cores: other programs compete, expect noise")
     rows: list[Row] = []
     code = 0
     try:

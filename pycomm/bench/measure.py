@@ -21,7 +21,7 @@ from pycomm.bench.inputs import NotMeasurable, expected_segments
 from pycomm.bench.rows import Row, row_of
 
 SAMPLE_S = 0.5e-3  # enough calls in a sample that leaving the barrier unevenly does not show
-CALLS_MAX = 50
+CALLS_MAX = 20
 ROUNDS_MIN = 5
 ROUNDS_MAX = 2000
 PILOT_ROUNDS = 3
@@ -95,11 +95,11 @@ class Bench:
             else:
                 calls[backend], wrong[backend] = call, self._total(buffers.wrong(expected))
         times_us: dict[str, list[float]] = {}
-        per_sample: dict[str, int] = {}
+        per_sample = 0
         if calls and not self._effort.check_only:
             self._progress("timing")
             buffers.steady(cell)
-            per_sample = {backend: self._calls_per_sample(call) for backend, call in calls.items()}
+            per_sample = self._calls_per_sample(calls)
             times_us = self._samples(calls, per_sample)
         for backend, call in calls.items():
             self._progress(f"last check on {backend}")
@@ -112,7 +112,7 @@ class Bench:
                 backend,
                 wrong=wrong.get(backend),
                 times_us=times_us.get(backend, ()),
-                calls=per_sample.get(backend, 0),
+                calls=per_sample if backend in times_us else 0,
                 reason=reasons.get(backend),
             )
             for backend in self._groups
@@ -141,18 +141,20 @@ class Bench:
             + (reason or f"{refused} of {cell.world} ranks failed while this one succeeded")
         )
 
-    def _calls_per_sample(self, call: Callable[[], None]) -> int:
-        """Times a few calls and returns how many make a sample, equal on all ranks."""
-        call_s = 0.0
-        for calls in (1, 4):
+    def _calls_per_sample(self, calls: dict[str, Callable[[], None]]) -> int:
+        """Times single calls and returns how many make a sample of the fastest backend.
+
+        All backends share the number, and it comes from the fastest call: a hiccup of the machine
+        while estimating would otherwise give one of them shorter samples, which read differently.
+        """
+        fastest_s = SAMPLE_S
+        for call in calls.values():
             dist.barrier()
-            call_s = self._maximum([_elapsed_s(call, calls)])[0] / calls
-            if call_s > SAMPLE_S:
-                break
-        return max(1, min(CALLS_MAX, round(SAMPLE_S / max(call_s, 1e-9))))
+            fastest_s = min(fastest_s, *self._maximum([_elapsed_s(call, 1) for _ in range(5)]))
+        return max(1, min(CALLS_MAX, round(SAMPLE_S / max(fastest_s, 1e-9))))
 
     def _samples(
-        self, calls: dict[str, Callable[[], None]], per_sample: dict[str, int]
+        self, calls: dict[str, Callable[[], None]], per_sample: int
     ) -> dict[str, list[float]]:
         """Takes the samples of all backends in turn; returns per-call times in microseconds."""
         backends = list(calls)
@@ -171,20 +173,20 @@ class Bench:
         for number in range(rounds):
             order = backends if number % 2 == 0 else backends[::-1]
             for backend, elapsed_s in self._round(order, calls, per_sample).items():
-                samples[backend].append(elapsed_s / per_sample[backend] * 1e6)
+                samples[backend].append(elapsed_s / per_sample * 1e6)
         return {backend: self._maximum(values) for backend, values in samples.items()}
 
     def _round(
         self,
         order: Sequence[str],
         calls: dict[str, Callable[[], None]],
-        per_sample: dict[str, int],
+        per_sample: int,
     ) -> dict[str, float]:
         """Takes one sample with each backend; returns this rank's elapsed seconds."""
         elapsed_s = {}
         for backend in order:
             dist.barrier(self._groups[backend])
-            elapsed_s[backend] = _elapsed_s(calls[backend], per_sample[backend])
+            elapsed_s[backend] = _elapsed_s(calls[backend], per_sample)
         return elapsed_s
 
     def _total(self, number: int) -> int:

@@ -16,7 +16,7 @@ class Row:
 
     Attributes:
         bytes, count, dtype, op, root, placement, world: as in `Cell`.
-        time_us_p50, time_us_p99: time of one call in microseconds, None if not timed.
+        time_us_min, time_us_p50, time_us_p99: microseconds of one call, None if not timed.
         algbw_gbps, busbw_gbps: bandwidth at the p50 in GB/s (1e9 bytes/s), None if not timed.
         wrong: wrong elements over all ranks in the first and the last call, None if not called.
         samples: timed samples; a sample is ``calls`` calls back to back.
@@ -33,6 +33,7 @@ class Row:
     placement: str
     world: int
     backend: str
+    time_us_min: float | None = None
     time_us_p50: float | None = None
     time_us_p99: float | None = None
     algbw_gbps: float | None = None
@@ -81,6 +82,7 @@ def row_of(
     algbw_gbps = cell.bytes / (p50_us * 1e3)
     return replace(
         row,
+        time_us_min=min(times_us),
         time_us_p50=p50_us,
         time_us_p99=percentile(times_us, 0.99),
         algbw_gbps=algbw_gbps,

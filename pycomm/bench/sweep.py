@@ -25,7 +25,8 @@ class Sweep:
     """Everything a run of the bench is asked for.
 
     Attributes:
-        backends: names of torch.distributed backends; ratios are taken against the last.
+        backends: names of torch.distributed backends; ratios are against the last. A suffix after
+            a dot tells apart several groups of one backend: gloo, gloo.2.
         worlds: numbers of ranks.
         sizes: bytes of the larger side.
         seconds: time budget of one cell with one backend.
