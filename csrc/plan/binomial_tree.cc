@@ -8,13 +8,13 @@ namespace {
 
 // Ranks are counted from the root. The parent of v is v without its lowest set bit:
 //
-//           0                  p = 8; children in the order in which they are served
-//       /   |   \                                                                               .
-//      4    2    1
-//     / \   |
-//    6   5  3
-//    |
-//    7
+//          0        p = 8; children from left to right
+//      /   |   \    in the order in which they are served
+//     4    2    1
+//    / \   |
+//   6   5  3
+//   |
+//   7
 TreeNode binomial_node(const Place& place) {
   TreeNode node;
   const int v = place.wrap(place.rank - place.root);

@@ -9,11 +9,11 @@ namespace {
 // two children and positions run left to right. Leaves and inner nodes then alternate, leaves
 // first:
 //
-//                   3                 count = 7; leaves 0 2 4 6, inner nodes 1 3 5
-//               /       \                                                                       .
-//             1           5
-//           /   \       /   \                                                                   .
-//          0     2     4     6
+//             3           count = 7
+//         /       \       inner nodes:
+//       1           5     1 3 5
+//     /   \       /   \   leaves:
+//    0     2     4     6  0 2 4 6
 //
 // Leaves are dealt evenly to both sides, which keeps the depth at log2 of their number, rounded up.
 int left_size(int count) { return (count + 1) / 2 / 2 * 2 - 1; }
@@ -38,13 +38,13 @@ TreeNode in_order_node(int first, int count, int position) {
 
 // An even number of positions leaves one over: position 0 goes on top, with one child.
 //
-//     p = 6   0                 p = 5      1
-//             |                          /   \                                                  .
-//             2                         0     3
-//           /   \                            / \                                                .
-//          1     4                          2   4
-//               / \                                                                             .
-//              3   5      inner nodes: 0 2 4 when p is even, 1 3 when it is odd
+//     p = 5      1          p = 6   0
+//              /   \                |
+//             0     3               2
+//                 /   \           /   \          inner nodes:
+//                2     4         1     4         1 3 when p is odd,
+//                                    /   \       0 2 4 when it is even
+//                                   3     5
 TreeNode first_tree_node(int world_size, int position) {
   if (world_size % 2 == 1) return in_order_node(0, world_size, position);
   if (position == 0) {
