@@ -11,19 +11,15 @@
 namespace pycomm {
 namespace {
 
-// Truncating division, in a type that holds both the element and any divisor.
+// Lane by lane: there is no vector instruction for it.
 template <class T>
 struct IntegerOver {
   int divisor;
   template <class V>
   PYCOMM_KERNEL_INLINE V operator()(V v) const {
-    using Wide =
-        std::conditional_t<sizeof(T) == 8, T,
-                           std::conditional_t<std::is_same_v<T, uint32_t>, int64_t, int32_t>>;
     T lanes[sizeof(V) / sizeof(T)];
     __builtin_memcpy(lanes, &v, sizeof(V));
-    for (T& lane : lanes)
-      lane = static_cast<T>(static_cast<Wide>(lane) / static_cast<Wide>(divisor));
+    for (T& lane : lanes) lane = divide_integer(lane, divisor);
     __builtin_memcpy(&v, lanes, sizeof(V));
     return v;
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The element operators of a reduction, for scalars, SIMD vectors and CUDA alike.
 //
-// Integers are passed as unsigned where sign does not matter, so that they wrap. min and max are
+// Integers wrap. min and max are
 // those of IEEE 754-2019: a NaN on either side gives NaN and -0 is less than +0, so the result
 // depends on neither order nor instruction set. Which NaN comes out of an addition does depend on
 // both; hence canonical(), applied to every result before it is stored. In an unnamed namespace for
@@ -59,21 +59,28 @@ PYCOMM_KERNEL_INLINE V canonical(V v) {
   }
 }
 
+// What a scalar integer is added and multiplied in, so that it wraps: signed overflow is undefined,
+// and two uint16 promote to int and could overflow that. Everything else computes in itself.
+template <class V>
+PYCOMM_KERNEL_INLINE auto wrapping(V v) {
+  if constexpr (std::is_integral_v<V>) {
+    return static_cast<std::conditional_t<sizeof(V) == 8, uint64_t, uint32_t>>(v);
+  } else {
+    return v;
+  }
+}
+
 struct Sum {
   template <class V>
   PYCOMM_KERNEL_INLINE static V of(V a, V b) {
-    return static_cast<V>(a + b);
+    return static_cast<V>(wrapping(a) + wrapping(b));
   }
 };
 
 struct Product {
   template <class V>
   PYCOMM_KERNEL_INLINE static V of(V a, V b) {
-    if constexpr (std::is_same_v<V, uint16_t>) {
-      return static_cast<V>(1u * a * b);  // two uint16 promote to int and could overflow it
-    } else {
-      return static_cast<V>(a * b);
-    }
+    return static_cast<V>(wrapping(a) * wrapping(b));
   }
 };
 
@@ -149,6 +156,15 @@ struct Over {
     return v / divisor;
   }
 };
+
+// Truncating integer division, in a type that holds both the element and any divisor.
+template <class T>
+PYCOMM_KERNEL_INLINE T divide_integer(T value, int divisor) {
+  using Wide =
+      std::conditional_t<sizeof(T) == 8, T,
+                         std::conditional_t<std::is_same_v<T, uint32_t>, int64_t, int32_t>>;
+  return static_cast<T>(static_cast<Wide>(value) / static_cast<Wide>(divisor));
+}
 
 // A division by a power of two is exactly a multiplication by its reciprocal, and several times
 // cheaper; any other divisor has to be divided by to keep the one rounding.
