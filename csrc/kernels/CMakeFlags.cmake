@@ -8,7 +8,4 @@ set(PYCOMM_AVX512_FLAGS                                             # cpu_avx512
     -ffp-contract=off)
 set(PYCOMM_CUDA_HOST_FLAGS -O2 -ffp-contract=off)  # cuda_reduce_host.cc
 # cuda_reduce.cu, compiled by nvcc and linked with cudart_static, so that it loads without a driver.
-set(PYCOMM_NVCC_FLAGS
-    -O3 -fmad=false -Xcompiler=-fPIC,-ffp-contract=off
-    -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90
-    -gencode arch=compute_90,code=compute_90)
+set(PYCOMM_NVCC_FLAGS -O3 -fmad=false -Xcompiler=-fPIC,-ffp-contract=off)

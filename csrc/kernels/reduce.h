@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 // k-way reduction on the CPU: target = sources[0] op sources[1] op ... in that order, one pass.
 //
-// 8- and 16-bit floats accumulate in float32 and are rounded once; min and max propagate NaN;
-// booleans are logical. The same loops are compiled for a scalar reference, AVX2 and AVX-512 and
+// 8- and 16-bit floats accumulate in float32 and are rounded once, to nearest even, as PyTorch 2.13
+// converts them. Integers wrap. min and max propagate NaN and order -0 before +0; every NaN result
+// is the dtype's one canonical quiet NaN, also with a single source. Booleans are logical, any
+// non-zero byte is true. The same loops are compiled for a scalar reference, AVX2 and AVX-512 and
 // chosen once at run time (PYCOMM_CPU=scalar|avx2|avx512 overrides). All variants give the same
 // bits for the same input. Callable from any thread; no memory is kept. `target` may be one of the
 // sources, otherwise the ranges must not overlap. No alignment is required.
