@@ -104,7 +104,7 @@ TEST("what the device cannot do is refused with cudaErrorInvalidValue") {
   CHECK(!cuda_reduce_supports(ReduceOp::sum, DType::complex64));
 }
 
-#ifdef PYCOMM_CUDA
+#ifdef PYCOMM_WITH_CUDA
 TEST("asking for devices answers cleanly, with or without a driver") {
   int error = -1;
   const int count = cuda_device_count(&error);

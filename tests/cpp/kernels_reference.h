@@ -7,6 +7,7 @@
 // makes the expected bits exact. Test code, one thread.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
