@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// c10d's Store as ours. Every instance counts up a generation for its rank, so that a group made anew
+// over the same store and prefix does not read the addresses of the one before.
+// Set-up thread only, without the GIL.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "transport/store.h"
+
+namespace pycomm {
+
+class C10dStore final : public Store {
+ public:
+  C10dStore(c10::intrusive_ptr<c10d::Store> store, int rank);
+  void set(const std::string& key, const std::string& value) override;
+  std::string get(const std::string& key, Deadline deadline) override;
+
+ private:
+  c10::intrusive_ptr<c10d::Store> store_;
+  std::string prefix_;
+};
+
+}  // namespace pycomm

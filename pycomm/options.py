@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""All settings of a group and every environment variable, in one place.
+
+A field given in Options wins over its variable, the variable over the default. All ranks of a
+group need the same values, except for socket_interface and flight_dir.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
+
+from pycomm.errors import UsageError
+
+_TRANSPORTS = ("shm", "tcp")
+
+
+def _text(name: str, value: str) -> str:
+    return value
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise UsageError(f"{name}={value!r}: expected a number of seconds, 0 or more, such as 3 or 0.5")
+    return seconds
+
+
+def _integer(low: int, high: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise UsageError(f"{name}={value!r}: expected an integer from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _flag(name: str, value: str) -> bool:
+    if value not in ("0", "1"):
+        raise UsageError(f"{name}={value!r}: expected 0 or 1")
+    return value == "1"
+
+
+def _transports(name: str, value: str) -> str:
+    names = value.split(",")
+    if value == "auto":
+        return ",".join(_TRANSPORTS)
+    if not names or any(one not in _TRANSPORTS for one in names):
+        raise UsageError(
+            f"{name}={value!r}: expected auto, or a comma-separated list of {', '.join(_TRANSPORTS)} "
+            "in order of preference"
+        )
+    return value
+
+
+def _level(name: str, value: str) -> str:
+    if value not in ("error", "warning", "info", "debug"):
+        raise UsageError(f"{name}={value!r}: expected error, warning, info or debug")
+    return value
+
+
+# Variable to (field of Options or None when the core reads it itself, parser).
+VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
+    "PYCOMM_TRANSPORT": ("transport", _transports),
+    "PYCOMM_ALGO": ("algorithm", _text),
+    "PYCOMM_DETECT_TIMEOUT": ("detect_timeout_s", _seconds),
+    "PYCOMM_CONNECT_TIMEOUT": ("connect_timeout_s", _seconds),
+    "PYCOMM_SOCKET_IFNAME": ("socket_interface", _text),
+    "PYCOMM_TCP_CONNECTIONS": ("tcp_connections", _integer(1, 16)),
+    "PYCOMM_SEGMENT_BYTES": ("segment_bytes", _integer(4096, 1 << 24)),
+    "PYCOMM_CHECK_PLANS": ("check_plans", _flag),
+    "PYCOMM_FLIGHT_DIR": ("flight_dir", _text),
+    "PYCOMM_LOG": (None, _level),
+    "PYCOMM_CPU": (None, _text),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one group, for `init_process_group("pycomm", pg_options=Options(...))`.
+
+    None means: the environment variable, else the default.
+
+    Attributes:
+        timeout_s: Seconds an operation may take. Default: what torch was given, 30 minutes.
+        detect_timeout_s: Seconds a rank may be silent while others wait for it before it is declared
+            dead; 0 never. Default 3. PYCOMM_DETECT_TIMEOUT.
+        connect_timeout_s: Seconds set-up may take. Default 60. PYCOMM_CONNECT_TIMEOUT.
+        transport: "auto", or a comma-separated list of shm and tcp in order of preference.
+            PYCOMM_TRANSPORT.
+        algorithm: "ring" or "all_reduce=ring,broadcast=direct"; default: chosen by size.
+            PYCOMM_ALGO.
+        socket_interface: Network interface names for tcp, comma separated; default: the route to the
+            store's host. PYCOMM_SOCKET_IFNAME.
+        tcp_connections: Data connections per pair of ranks and lane, 1 to 16. Default 2.
+            PYCOMM_TCP_CONNECTIONS.
+        segment_bytes: Bytes of one frame's payload, a multiple of 4096. Default by world size.
+            PYCOMM_SEGMENT_BYTES.
+        check_plans: Prove each algorithm before its first use. PYCOMM_CHECK_PLANS.
+        flight_dir: Folder in which a failure leaves the flight recorder's dump. PYCOMM_FLIGHT_DIR.
+    """
+
+    timeout_s: float | None = None
+    detect_timeout_s: float | None = None
+    connect_timeout_s: float | None = None
+    transport: str | None = None
+    algorithm: str | None = None
+    socket_interface: str | None = None
+    tcp_connections: int | None = None
+    segment_bytes: int | None = None
+    check_plans: bool | None = None
+    flight_dir: str | None = None
+
+    # DeviceMesh reads this of any pg_options it is given.
+    @property
+    def _timeout(self) -> timedelta | None:
+        return None if self.timeout_s is None else timedelta(seconds=self.timeout_s)
+
+    def resolved(self, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Returns every field that is set, from here or from the environment; local.
+
+        Raises:
+            UsageError: a variable or field has a value that is not understood.
+        """
+        environment = os.environ if environment is None else environment
+        unknown = [n for n in environment if n.startswith("PYCOMM_") and not _known(n)]
+        if unknown:
+            warnings.warn(
+                f"{', '.join(sorted(unknown))}: no such setting; pycomm reads {', '.join(VARIABLES)}",
+                stacklevel=3,
+            )
+        values: dict[str, Any] = {}
+        for name, (field, parse) in VARIABLES.items():
+            if name in environment:
+                value = parse(name, environment[name])
+                if field is not None:
+                    values[field] = value
+        for one in fields(self):
+            given = getattr(self, one.name)
+            if given is not None:
+                values[one.name] = _check_field(one.name, given)
+        if values.get("segment_bytes", 0) % 4096:
+            raise UsageError(
+                f"segment_bytes={values['segment_bytes']}: expected a multiple of 4096 bytes"
+            )
+        return values
+
+
+def _known(name: str) -> bool:
+    # Benchmarks and tests have variables of their own.
+    return name in VARIABLES or name.startswith(("PYCOMM_TEST_", "PYCOMM_BENCH_", "PYCOMM_CUDA"))
+
+
+def _check_field(name: str, value: Any) -> Any:
+    """Holds a field to the rules of its variable."""
+    for _, (field, parse) in VARIABLES.items():
+        if field == name:
+            return parse(f"Options({name})", str(int(value)) if value is True else str(value))
+    return _seconds(f"Options({name})", str(value))
