@@ -51,6 +51,7 @@ bool PointToPoint::advance(std::vector<OperationPtr>& finished) {
     receives_.erase(here);
   }
   for (int peer = 0; peer < mesh_.world_size(); ++peer) {
+    if (peer == mesh_.rank()) continue;
     Peer& state = peers_[static_cast<size_t>(peer)];
     if (!state.outgoing.empty()) moved |= send_some(peer, finished);
     if (state.receiving || wanted_from(peer)) moved |= receive_some(peer, finished);
