@@ -51,7 +51,7 @@ class Progress:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self.bar = tqdm(initial=start, total=end, file=sys.stdout, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(initial=start, total=end, file=sys.stdout, dynamic_ncols=True)
 
     def update(self, rows: list[Row]) -> None:
         """Show the latest step."""

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-SETTLE_S = 0.5  # after a first failure, the time in which its cause may show on another rank
+SETTLE_S = 1.0  # after a first failure, the time in which its cause may show on another rank
 CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 

@@ -28,13 +28,15 @@ def raise_on_rank_1(context: Context) -> None:
     time.sleep(600)
 
 
-def die_on_rank_1(context: Context) -> None:
-    """Rank 1 is killed; rank 0 then reports that it lost its peer."""
+def die_on_rank_1(context: Context, last_words: Path) -> None:
+    """Rank 1 is killed; rank 0 reports, at about that moment, that it lost its peer."""
     context.emit(os.getpid())
     context.step("the test")
     if context.rank == 1:
-        time.sleep(0.2)
+        last_words.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    while not last_words.exists():
+        time.sleep(0.001)
     raise ConnectionError("connection closed by peer")
 
 
@@ -63,10 +65,10 @@ def test_a_failing_rank_is_named_with_its_step() -> None:
         list(run_ranks(2, raise_on_rank_1, timeout_s=60))
 
 
-def test_the_dead_rank_is_blamed_not_the_one_that_lost_it() -> None:
+def test_the_dead_rank_is_blamed_not_the_one_that_lost_it(tmp_path: Path) -> None:
     pids = []
     with pytest.raises(RankError, match=r"rank 1 of 2, during the test: died of signal 9"):
-        for pid in run_ranks(2, die_on_rank_1, timeout_s=60):
+        for pid in run_ranks(2, die_on_rank_1, (tmp_path / "died",), timeout_s=60):
             pids.append(pid)
     assert not any(alive(pid) for pid in pids)
 
