@@ -1,0 +1,60 @@
+# demo and test need Python 3.10 or later, a C++20 compiler and make; everything else goes into .venv.
+VENV ?= .venv
+PYTHON ?= python3
+# Any of 2.11 to 2.15 works; the plain wheel of a newer one brings its CUDA libraries along.
+TORCH ?= torch==2.13.0
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+BIN = $(abspath $(VENV))/bin
+STAMP = $(VENV)/.ready
+
+.PHONY: demo test check sanitize bench build clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' numpy
+	$(BIN)/python -m pip install -q --disable-pip-version-check setuptools wheel cmake ninja \
+	  pytest pytest-timeout pytest-benchmark hypothesis matplotlib tqdm ruff mypy clang-format
+	touch $@
+
+# An editable install: the package is this folder, so tests and examples run what you read.
+build: $(STAMP)
+	PATH=$(BIN):$$PATH $(BIN)/python -m pip install -q --disable-pip-version-check \
+	  --no-build-isolation --no-deps -e .
+
+demo: build
+	$(BIN)/python examples/demo.py
+
+test: build build/core/.built
+	$(BIN)/ctest --test-dir build/core --output-on-failure -j $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The core alone, without torch and CUDA, and its tests.
+.PHONY: build/core/.built
+build/core/.built: $(STAMP)
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -S . -B build/core \
+	  -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=OFF > build/core.log 2>&1 || { cat build/core.log; exit 1; }
+	$(BIN)/cmake --build build/core -j $(JOBS)
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.cu')
+
+sanitize: $(STAMP)
+	for kind in address thread; do \
+	  $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -S . -B build/$$kind \
+	    -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=OFF -DPYCOMM_SANITIZE=$$kind || exit 1; \
+	  $(BIN)/cmake --build build/$$kind -j $(JOBS) || exit 1; \
+	  $(BIN)/ctest --test-dir build/$$kind --output-on-failure -j $(JOBS) || exit 1; \
+	done
+
+bench: build
+	mkdir -p benchmarks/results
+	$(BIN)/python -m pycomm bench all_reduce,broadcast,all_gather,reduce_scatter,all_to_all \
+	  --backend pycomm,gloo --world 2,4 --min 8 --max 256M --factor 8 \
+	  --json build/bench.json --plot build/bench.png
+	$(BIN)/python benchmarks/report.py build/bench.json
+
+clean:
+	rm -rf build $(VENV) demo_out pycomm/*.so pycomm/_build.json
