@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "engine/engine.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <cstdio>
 
@@ -13,18 +11,16 @@
 namespace pycomm {
 namespace {
 
-// Counts forks on the child's side: a group does not survive one, its threads are gone.
-std::atomic<int> fork_generation{0};
-
-int current_fork_generation() {
-  static const int registered =
-      ::pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); });
-  (void)registered;
-  return fork_generation.load(std::memory_order_relaxed);
-}
-
 bool is_message(const Operation& operation) {
   return operation.collective == Collective::send || operation.collective == Collective::recv;
+}
+
+std::vector<int> control_sockets(Mesh& mesh) {
+  std::vector<int> sockets;
+  for (int peer = 0; peer < mesh.world_size(); ++peer) {
+    if (mesh.link(peer).control) sockets.push_back(mesh.link(peer).control->fd());
+  }
+  return sockets;
 }
 
 std::vector<std::vector<int>> group_by_host(const Mesh& mesh) {
@@ -44,7 +40,7 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
     : mesh_(std::move(mesh)),
       options_(std::move(options)),
       timeout_ns_(options_.timeout.count()),
-      born_in_(current_fork_generation()),
+      fork_guard_(control_sockets(*mesh_)),
       recorder_(kRecorderEntries),
       executor_(*mesh_),
       messages_(*mesh_),
@@ -55,8 +51,6 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
     watcher_thread_ = std::make_unique<std::thread>([this] { liveness_.watch(); });
   }
 }
-
-bool Engine::forked() const { return born_in_ != current_fork_generation(); }
 
 Engine::~Engine() { shutdown("the group was destroyed", false); }
 
@@ -89,7 +83,7 @@ void Engine::raise(const Operation& operation, const Failure& failure) const {
 
 // What every call checks first; sets what the engine sets.
 void Engine::admit(Operation& operation) {
-  PYCOMM_USAGE(!forked(), name_of(operation.collective),
+  PYCOMM_USAGE(!fork_guard_.forked(), name_of(operation.collective),
                ": this process was forked from the one that made the group, and a group does not "
                "survive fork; call init_process_group in the child");
   if (failed_.load(std::memory_order_acquire)) raise(operation, failure());
@@ -161,11 +155,13 @@ void Engine::run(const OperationPtr& operation) {
     busy_ = false;
   }
   queue_changed_.notify_all();
+  if (queued_ && messages_.pending()) mesh_->waiter().wake();
   if (operation->failure) raise(*operation, operation->failure);
 }
 
 void Engine::submit(const OperationPtr& operation) {
   admit(*operation);
+  if (is_message(*operation) && operation->before) operation->before();
   {
     const std::lock_guard lock(queue_mutex_);
     if (is_message(*operation)) {
@@ -262,7 +258,8 @@ Failure Engine::inspect(const Operation& operation, const std::vector<int>& awai
   if (failed_.load(std::memory_order_acquire)) return failure();
   for (const int peer : awaited) {
     const auto departure = liveness_.departure(peer);
-    if (!departure || (!is_message(operation) && operation.sequence <= departure->begun)) continue;
+    // What it completed it has sent whole.
+    if (!departure || (!is_message(operation) && operation.sequence <= departure->completed)) continue;
     return {FailureKind::peer_failure,
             str(mesh_->describe(peer), " has left the group: ", departure->reason, "; ",
                 liveness_.how_far(peer)),

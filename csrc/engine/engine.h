@@ -22,6 +22,7 @@
 #include <tuple>
 
 #include "engine/executor.h"
+#include "engine/fork_guard.h"
 #include "engine/liveness.h"
 #include "engine/point_to_point.h"
 #include "engine/recorder.h"
@@ -82,15 +83,15 @@ class Engine {
   void fail_messages();
   void progress_loop();
   void drive_messages();
+  bool collective_waits();
   void drain(std::chrono::nanoseconds patience);
   Backoff backoff() const;
-  bool forked() const;
   [[noreturn]] void raise(const Operation& operation, const Failure& failure) const;
 
   std::unique_ptr<Mesh> mesh_;
   const EngineOptions options_;
   std::atomic<int64_t> timeout_ns_;
-  const int born_in_;  // fork generation
+  const ForkGuard fork_guard_;
   Recorder recorder_;
   Executor executor_;  // of whoever has set busy_
   PointToPoint messages_;

@@ -99,7 +99,7 @@ void Liveness::handle(int peer, const Notice& notice) {
     }
     case NoticeType::goodbye: {
       const std::lock_guard lock(mutex_);
-      state.departure = Departure{notice.begun, notice.get_text()};
+      state.departure = Departure{notice.completed, notice.get_text()};
       break;
     }
   }

@@ -43,7 +43,7 @@ class Liveness {
   Failure look(Vigil& vigil, const std::vector<int>& awaited);
 
   struct Departure {
-    uint64_t begun = 0;  // the last collective it took part in
+    uint64_t completed = 0;  // its last collective
     std::string reason;
   };
   std::optional<Departure> departure(int peer) const;

@@ -109,12 +109,13 @@ void Engine::drive_messages() {
   Liveness::Vigil vigil;
   while (messages_.pending()) {
     if (failed_.load(std::memory_order_acquire)) return fail_messages();
+    if (collective_waits()) return;
     if (pump_messages()) {
       pausing.reset();
       vigil = {};
     } else if (pausing.pause() == Pause::sleep) {
       const auto ticket = mesh_->waiter().arm();
-      if (!queued_ && !pump_messages()) {
+      if (!pump_messages() && !collective_waits()) {
         if (const auto why = inspect_messages(vigil)) {
           fail(why, false);
         } else {
@@ -123,11 +124,14 @@ void Engine::drive_messages() {
       }
       mesh_->waiter().disarm();
     }
-    if (!queued_) continue;
-    // While a caller's thread runs a collective the queue has to wait anyway, so stay.
-    const std::lock_guard lock(queue_mutex_);
-    if (!busy_ && !queue_.empty()) return;
   }
+}
+
+// While a caller's thread runs a collective the queue has to wait anyway.
+bool Engine::collective_waits() {
+  if (!queued_) return false;
+  const std::lock_guard lock(queue_mutex_);
+  return !busy_ && !queue_.empty();
 }
 
 void Engine::drain(std::chrono::nanoseconds patience) {
@@ -144,7 +148,7 @@ void Engine::shutdown(const std::string& reason, bool drain_first) {
   if (closed_) return;
   closed_ = true;
   // In a forked child the threads do not exist and the sockets are the parent's to speak on.
-  if (forked()) {
+  if (fork_guard_.forked()) {
     (void)progress_thread_.release();
     (void)watcher_thread_.release();
     return;
