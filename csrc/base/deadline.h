@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One point in time by which something must have happened. A value; thread-safe. Every wait in pycomm
-// takes one, so that nothing can block for ever by omission.
+// One point in time by which something must have happened. A value; thread-safe. Every wait in
+// pycomm takes one, so that nothing can block for ever by omission.
 #pragma once
 
 #include <chrono>

@@ -53,9 +53,7 @@ std::string_view name_of(Collective collective) {
 bool is_floating(DType dtype) {
   return (dtype >= DType::float16 && dtype <= DType::float64) || dtype >= DType::float8_e4m3fn;
 }
-bool is_complex(DType dtype) {
-  return dtype >= DType::complex32 && dtype <= DType::complex128;
-}
+bool is_complex(DType dtype) { return dtype >= DType::complex32 && dtype <= DType::complex128; }
 
 bool supports(ReduceOp op, DType dtype) {
   switch (op) {

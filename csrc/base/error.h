@@ -3,9 +3,9 @@
 //
 // UsageError: the caller's mistake, thrown at the call, the group stays usable.
 // CommError: the world's fault (a peer died, a deadline passed, ranks disagree); the group is dead
-// afterwards and repeats its first cause. On the progress and watcher threads a failure is a `Failure`
-// value; it becomes a CommError only when somebody waits. docs/errors.md lists every kind.
-// Thread-safe: values.
+// afterwards and repeats its first cause. On the progress and watcher threads a failure is a
+// `Failure` value; it becomes a CommError only when somebody waits. docs/errors.md lists every
+// kind. Thread-safe: values.
 #pragma once
 
 #include <cstdint>
@@ -53,17 +53,17 @@ std::string str(const Parts&... parts) {
 // Throws a CommError of kind `system` that ends in errno's text.
 [[noreturn]] void throw_system(const std::string& what);
 
-#define PYCOMM_USAGE(condition, ...)                               \
-  do {                                                             \
+#define PYCOMM_USAGE(condition, ...)                                          \
+  do {                                                                        \
     if (!(condition)) throw ::pycomm::UsageError(::pycomm::str(__VA_ARGS__)); \
   } while (false)
 
 // An internal invariant; failing is a bug of pycomm and says where.
-#define PYCOMM_ASSERT(condition, ...)                                                        \
-  do {                                                                                       \
-    if (!(condition))                                                                        \
-      throw std::logic_error(::pycomm::str("pycomm bug at ", __FILE__, ":", __LINE__, ": ",  \
-                                           #condition, " does not hold: ", __VA_ARGS__));    \
+#define PYCOMM_ASSERT(condition, ...)                                                       \
+  do {                                                                                      \
+    if (!(condition))                                                                       \
+      throw std::logic_error(::pycomm::str("pycomm bug at ", __FILE__, ":", __LINE__, ": ", \
+                                           #condition, " does not hold: ", __VA_ARGS__));   \
   } while (false)
 
 }  // namespace pycomm

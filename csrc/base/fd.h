@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A file descriptor with one owner: closed when the owner goes. Moves, never copies. Not synchronised.
+// A file descriptor with one owner: closed when the owner goes. Moves, never copies. Not
+// synchronised.
 #pragma once
 
 #include <unistd.h>

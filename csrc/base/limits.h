@@ -12,12 +12,12 @@ using namespace std::chrono_literals;
 inline constexpr size_t kCacheLineBytes = 64;
 inline constexpr size_t kPageBytes = 4096;
 
-// Signatures and addresses carry ranks in 32 bits; control links are a full mesh of descriptors, and
-// that is what bounds a group.
+// Signatures and addresses carry ranks in 32 bits; control links are a full mesh of descriptors,
+// and that is what bounds a group.
 inline constexpr int kWorldSizeMax = 1024;
 
-// A frame carries one segment. Two segments in flight per direction should fit the L2 cache (1 to 2 MiB
-// here) next to the tensor's own; a smaller segment pays the frame overhead more often.
+// A frame carries one segment. Two segments in flight per direction should fit the L2 cache (1 to 2
+// MiB here) next to the tensor's own; a smaller segment pays the frame overhead more often.
 inline constexpr size_t kSegmentBytes = 128 * 1024;
 // Frames in flight per direction. Four let both sides work while two wait.
 inline constexpr int kSlots = 4;
@@ -28,9 +28,9 @@ inline constexpr size_t kRingBytesPerRankMax = 32 * 1024 * 1024;
 // Payloads of this size and less travel inside the frame header's cache line.
 inline constexpr size_t kInlinePayloadBytes = 16;
 
-// Waiting: spin, then yield, then sleep. A cache line crosses cores in 0.12 us and a futex wake costs
-// about 5 us, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the awaited
-// peer may need this very core, so spinning gives way at once.
+// Waiting: spin, then yield, then sleep. A cache line crosses cores in 0.12 us and a futex wake
+// costs about 5 us, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the
+// awaited peer may need this very core, so spinning gives way at once.
 inline constexpr int kSpins = 2000;
 inline constexpr int kSpinsOversubscribed = 20;
 inline constexpr int kYields = 50;
@@ -38,12 +38,13 @@ inline constexpr int kYieldsOversubscribed = 200;
 // A sleeper wakes this often to look at deadlines, failures and silent peers.
 inline constexpr auto kSleepSlice = 20ms;
 
-// Failure detection. Pings start after kPingAfter of waiting, then go every kPingEvery to the awaited
-// peers only.
+// Failure detection. Pings start after kPingAfter of waiting, then go every kPingEvery to the
+// awaited peers only.
 inline constexpr auto kPingAfter = 50ms;
 inline constexpr auto kPingEvery = 100ms;
 inline constexpr auto kDetectTimeout = 3s;
-// A gap this long between two looks means that this process itself was stopped: peers get a fresh start.
+// A gap this long between two looks means that this process itself was stopped: peers get a fresh
+// start.
 inline constexpr auto kSelfStall = 500ms;
 
 inline constexpr auto kConnectTimeout = 60s;

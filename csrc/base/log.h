@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One line to stderr with the rank in front. The first place that decides an error logs it, and nobody
-// after it. PYCOMM_LOG=error|warning|info|debug, default warning. Thread-safe: one write(2) a line.
+// One line to stderr with the rank in front. The first place that decides an error logs it, and
+// nobody after it. PYCOMM_LOG=error|warning|info|debug, default warning. Thread-safe: one write(2)
+// a line.
 #pragma once
 
 #include <string>

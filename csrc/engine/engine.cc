@@ -71,9 +71,9 @@ std::string Engine::flight_json() const {
 void raise(const Operation& operation, const Failure& failure, int rank, int world_size) {
   const bool numbered = operation.sequence != 0 && !is_message(operation);
   Failure told = failure;
-  told.text = str(name_of(operation.collective),
-                  numbered ? str(" #", operation.sequence) : std::string(), " on rank ", rank,
-                  " of ", world_size, ": ", failure.text);
+  told.text =
+      str(name_of(operation.collective), numbered ? str(" #", operation.sequence) : std::string(),
+          " on rank ", rank, " of ", world_size, ": ", failure.text);
   throw CommError(std::move(told));
 }
 
@@ -107,7 +107,8 @@ std::string Engine::algorithm_for(Collective collective, size_t bytes) const {
 }
 
 const Program& Engine::program_for(const Operation& operation) {
-  // A block may differ from rank to rank, so collectives that move blocks may not choose by its size.
+  // A block may differ from rank to rank, so collectives that move blocks may not choose by its
+  // size.
   const bool sized = !moves_blocks(operation.collective) && !operation.work.empty();
   const size_t bytes = sized ? operation.work[0].count * size_of(operation.dtype) : 0;
   const auto name = algorithm_for(operation.collective, bytes);
@@ -119,8 +120,7 @@ const Program& Engine::program_for(const Operation& operation) {
       return *cached;
     }
     if (options_.check_plans) {
-      const auto wrong =
-          check(make_plans(operation.collective, name, mesh_->world_size(), root));
+      const auto wrong = check(make_plans(operation.collective, name, mesh_->world_size(), root));
       PYCOMM_ASSERT(wrong.empty(), wrong);
     }
     cached = std::make_unique<Program>(
@@ -259,7 +259,8 @@ Failure Engine::inspect(const Operation& operation, const std::vector<int>& awai
   for (const int peer : awaited) {
     const auto departure = liveness_.departure(peer);
     // What it completed it has sent whole.
-    if (!departure || (!is_message(operation) && operation.sequence <= departure->completed)) continue;
+    if (!departure || (!is_message(operation) && operation.sequence <= departure->completed))
+      continue;
     return {FailureKind::peer_failure,
             str(mesh_->describe(peer), " has left the group: ", departure->reason, "; ",
                 liveness_.how_far(peer)),
@@ -267,8 +268,8 @@ Failure Engine::inspect(const Operation& operation, const std::vector<int>& awai
   }
   if (operation.deadline.expired()) {
     Failure timeout{FailureKind::timeout, {}, awaited};
-    timeout.text = str("timed out after ",
-                       std::chrono::duration<double>(operation.timeout).count(), " s");
+    timeout.text =
+        str("timed out after ", std::chrono::duration<double>(operation.timeout).count(), " s");
     for (const int peer : awaited) {
       timeout.text += str("; waiting for ", mesh_->describe(peer), ": ", liveness_.how_far(peer));
     }
@@ -301,8 +302,9 @@ void Engine::fail(const Failure& failure, bool heard) {
 }
 
 void Engine::abort(const std::string& reason) {
-  fail({FailureKind::aborted, str("aborted by rank ", mesh_->rank(), ": ", reason), {mesh_->rank()}},
-       false);
+  fail(
+      {FailureKind::aborted, str("aborted by rank ", mesh_->rank(), ": ", reason), {mesh_->rank()}},
+      false);
 }
 
 }  // namespace pycomm

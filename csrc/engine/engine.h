@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The engine of one group on one rank: takes operations, runs them in order, and turns everything that
-// goes wrong into one failure that every rank learns.
+// The engine of one group on one rank: takes operations, runs them in order, and turns everything
+// that goes wrong into one failure that every rank learns.
 //
-// Collectives run one at a time in the order of the calls. A synchronous call with nothing queued runs
-// on the caller's thread; otherwise the progress thread, which starts with the first asynchronous
-// operation, runs it. Messages (send, recv) move whenever somebody waits for them. A watcher thread
-// notices deaths. After a failure the group is dead: every pending and later operation repeats the
-// first cause.
-// All methods may be called from any thread; none needs or touches Python. Operations are shared with
-// their callers; the engine owns the mesh.
+// Collectives run one at a time in the order of the calls. A synchronous call with nothing queued
+// runs on the caller's thread; otherwise the progress thread, which starts with the first
+// asynchronous operation, runs it. Messages (send, recv) move whenever somebody waits for them. A
+// watcher thread notices deaths. After a failure the group is dead: every pending and later
+// operation repeats the first cause. All methods may be called from any thread; none needs or
+// touches Python. Operations are shared with their callers; the engine owns the mesh.
 #pragma once
 
 #include <atomic>
@@ -34,13 +33,14 @@ struct EngineOptions {
   std::chrono::nanoseconds timeout = std::chrono::minutes(30);  // of an operation that names none
   std::chrono::nanoseconds detect_timeout = kDetectTimeout;
   AlgorithmChoices algorithms;
-  bool check_plans = false;    // prove every plan before its first use
-  std::string flight_dir;      // where a failure leaves the flight recorder's dump; empty: nowhere
+  bool check_plans = false;  // prove every plan before its first use
+  std::string flight_dir;    // where a failure leaves the flight recorder's dump; empty: nowhere
   std::string group_name;
 };
 
 // Throws what `failure` means to one who waits for `operation`. Outlives the engine.
-[[noreturn]] void raise(const Operation& operation, const Failure& failure, int rank, int world_size);
+[[noreturn]] void raise(const Operation& operation, const Failure& failure, int rank,
+                        int world_size);
 
 class Engine {
  public:
@@ -57,7 +57,8 @@ class Engine {
   void set_timeout(std::chrono::nanoseconds timeout) { timeout_ns_ = timeout.count(); }
   // Fails the group on all ranks.
   void abort(const std::string& reason);
-  // Lets pending operations finish for a short while, says goodbye and stops the threads. Idempotent.
+  // Lets pending operations finish for a short while, says goodbye and stops the threads.
+  // Idempotent.
   void shutdown(const std::string& reason, bool drain);
 
   Mesh& mesh() { return *mesh_; }
@@ -101,7 +102,7 @@ class Engine {
   std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
   std::deque<OperationPtr> queue_;
-  bool busy_ = false;      // somebody runs a collective
+  bool busy_ = false;  // somebody runs a collective
   bool stopping_ = false;
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look

@@ -33,6 +33,8 @@ void Executor::start(const Program& program, const Operation& operation) {
   if (is_reduction(operation.collective)) signature_.op = operation.op;
   if (is_rooted(operation.collective)) signature_.root = operation.root;
   lay_out_chunks();
+  sent_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
+  received_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
 
   const auto& instructions = program.instructions;
   cursors_.resize(instructions.size());
@@ -169,7 +171,8 @@ bool Executor::send(const Instruction& one, uint32_t segment) {
   std::byte* room = channel.try_reserve(bytes);
   if (!room) return false;
   if (bytes) std::memcpy(room, chunk.data + segment * segment_bytes_, bytes);
-  channel.commit({static_cast<uint32_t>(bytes), segment, signature_for(chunk).pack()});
+  const uint32_t number = sent_frames_[static_cast<size_t>(one.peer)]++;
+  channel.commit({static_cast<uint32_t>(bytes), number, signature_for(chunk).pack()});
   return true;
 }
 
@@ -179,21 +182,26 @@ bool Executor::peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFram
   const OpSignature expected = signature_for(chunk);
   if (frame.header.tag != expected.pack()) {
     const auto theirs = OpSignature::unpack(frame.header.tag);
-    failure_ = {FailureKind::mismatch,
-                explain_mismatch(expected, theirs, mesh_.rank(), peer),
-                {peer}};
+    failure_ = {
+        FailureKind::mismatch, explain_mismatch(expected, theirs, mesh_.rank(), peer), {peer}};
     return false;
   }
   const size_t bytes = segment_size(chunk, segment);
-  if (frame.header.payload_bytes != bytes || frame.header.segment != segment) {
+  const uint32_t number = received_frames_[static_cast<size_t>(peer)];
+  if (frame.header.payload_bytes != bytes || frame.header.number != number) {
     failure_ = {FailureKind::mismatch,
-                str("rank ", peer, " sent segment ", frame.header.segment, " of ",
-                    frame.header.payload_bytes, " bytes, expected segment ", segment, " of ", bytes,
+                str("rank ", peer, " sent frame ", frame.header.number, " of ",
+                    frame.header.payload_bytes, " bytes, expected frame ", number, " of ", bytes,
                     " bytes; a frame was lost or all ranks do not run the same pycomm"),
                 {peer}};
     return false;
   }
   return true;
+}
+
+void Executor::consume(int peer) {
+  mesh_.channel(peer, Lane::collective).consume();
+  ++received_frames_[static_cast<size_t>(peer)];
 }
 
 bool Executor::receive(const Instruction& one, uint32_t segment) {
@@ -203,7 +211,7 @@ bool Executor::receive(const Instruction& one, uint32_t segment) {
   if (frame.header.payload_bytes) {
     std::memcpy(chunk.data + segment * segment_bytes_, frame.payload, frame.header.payload_bytes);
   }
-  mesh_.channel(one.peer, Lane::collective).consume();
+  consume(one.peer);
   return true;
 }
 
@@ -233,7 +241,7 @@ bool Executor::fold(const Instruction& one, uint32_t segment) {
     reduce(task);
   }
   for (const int rank : one.operands) {
-    if (rank != mesh_.rank()) mesh_.channel(rank, Lane::collective).consume();
+    if (rank != mesh_.rank()) consume(rank);
   }
   return true;
 }
@@ -299,9 +307,7 @@ bool Executor::find_contradiction() {
     auto mine = signature_;
     if (moves_blocks(mine.collective) && moves_blocks(theirs.collective)) mine.count = theirs.count;
     if (theirs == mine) continue;
-    failure_ = {FailureKind::mismatch,
-                explain_mismatch(mine, theirs, mesh_.rank(), peer),
-                {peer}};
+    failure_ = {FailureKind::mismatch, explain_mismatch(mine, theirs, mesh_.rank(), peer), {peer}};
     return true;
   }
   return false;

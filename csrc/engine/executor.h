@@ -2,9 +2,9 @@
 // Runs one operation: a program over channels, one segment at a time, never blocking.
 //
 // advance() does what can be done now and returns. So N ranks can be stepped in one thread in any
-// order, and a thread that waits decides itself how. An Executor is reused for one operation after the
-// other and keeps its scratch memory. One thread at a time; the mesh and the operation's memory belong
-// to others and must outlive the run.
+// order, and a thread that waits decides itself how. An Executor is reused for one operation after
+// the other and keeps its scratch memory. One thread at a time; the mesh and the operation's memory
+// belong to others and must outlive the run.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +33,9 @@ class Executor {
   const Failure& failure() const { return failure_; }
   // The peers whose frames, or whose room for ours, it is waiting for.
   std::vector<int> awaited() const;
-  // Looks at every incoming lane for a frame of this very operation that contradicts it, though this
-  // rank expects nothing there (two ranks that disagree about the root). True when it failed over one.
+  // Looks at every incoming lane for a frame of this very operation that contradicts it, though
+  // this rank expects nothing there (two ranks that disagree about the root). True when it failed
+  // over one.
   bool find_contradiction();
   // True while frames are committed that have not left this process.
   bool unflushed() const { return flushing_; }
@@ -59,6 +60,7 @@ class Executor {
   bool reduce_local(const Instruction& one, uint32_t segment);
   bool copy(const Instruction& one, uint32_t segment);
   bool peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFrame& frame);
+  void consume(int peer);
   size_t segment_size(const Chunk& chunk, uint32_t segment) const;
   OpSignature signature_for(const Chunk& chunk) const;
   bool flush();
@@ -71,15 +73,17 @@ class Executor {
   size_t segment_bytes_ = 0;  // a multiple of the element's size
   std::vector<Chunk> chunks_;
   std::vector<Cursor> cursors_;
-  size_t first_ = 0;          // instructions before it are done
+  size_t first_ = 0;  // instructions before it are done
+  // By peer, in this operation. Chunks of one size look alike; by its number a lost frame is missed.
+  std::vector<uint32_t> sent_frames_, received_frames_;
   std::vector<std::byte> scratch_;
   std::vector<const void*> sources_;
   bool flushing_ = false;
   Failure failure_;
 };
 
-// Where chunk `index` of `chunks` begins when `count` elements are cut: multiples of a cache line, so
-// that ranks never share one, as even as that allows. index == chunks gives count.
+// Where chunk `index` of `chunks` begins when `count` elements are cut: multiples of a cache line,
+// so that ranks never share one, as even as that allows. index == chunks gives count.
 size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes);
 
 }  // namespace pycomm

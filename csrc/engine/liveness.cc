@@ -110,13 +110,14 @@ void Liveness::on_end(int peer) {
   peers_[static_cast<size_t>(peer)].closed = true;
   if (departure(peer) || stopping_) return;
   const bool local = mesh_.link(peer).control->process_fd() >= 0;
-  on_failure_({FailureKind::peer_failure,
-               str(mesh_.describe(peer),
-                   local ? " died: its process ended without closing the group; "
-                         : " is lost: its control connection broke, so its process or the network died; ",
-                   how_far(peer)),
-               {peer}},
-              false);
+  on_failure_(
+      {FailureKind::peer_failure,
+       str(mesh_.describe(peer),
+           local ? " died: its process ended without closing the group; "
+                 : " is lost: its control connection broke, so its process or the network died; ",
+           how_far(peer)),
+       {peer}},
+      false);
 }
 
 std::optional<Liveness::Departure> Liveness::departure(int peer) const {
@@ -145,7 +146,8 @@ std::string Liveness::how_far(int peer) const {
 Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {
   const auto now = Clock::now();
   if (!vigil.began) vigil.began = now;
-  // This very process was stopped, or starved: everybody's answer is old, and that is our own fault.
+  // This very process was stopped, or starved: everybody's answer is old, and that is our own
+  // fault.
   if (vigil.last_look && now - *vigil.last_look > kSelfStall) {
     vigil.began = now;
     vigil.last_ping.reset();
@@ -158,7 +160,8 @@ Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {
   }
   if (detect_timeout_.count() == 0) return {};
   for (const int peer : awaited) {
-    const Clock::time_point heard{Clock::duration(peers_[static_cast<size_t>(peer)].heard_ns.load())};
+    const Clock::time_point heard{
+        Clock::duration(peers_[static_cast<size_t>(peer)].heard_ns.load())};
     const auto silent = now - std::max(heard, *vigil.began + kPingAfter);
     if (silent <= detect_timeout_ || departure(peer)) continue;
     const double seconds = std::chrono::duration<double>(detect_timeout_).count();

@@ -2,11 +2,12 @@
 // Who is alive, who has left, who is silent; and how this rank tells the others.
 //
 // A watcher thread sleeps on all control links and process descriptors. It answers pings, hears of
-// failures and farewells, and sees at once when a peer's process ends. A thread that waits for peers
-// calls look() now and then: it pings those it waits for, and a peer that does not answer for
+// failures and farewells, and sees at once when a peer's process ends. A thread that waits for
+// peers calls look() now and then: it pings those it waits for, and a peer that does not answer for
 // detect_timeout is declared silent. Since the watcher answers without Python and without the
 // thread that computes, a rank that is merely slow answers.
-// watch() belongs to one thread; everything else may be called from any thread. The mesh must outlive it.
+// watch() belongs to one thread; everything else may be called from any thread. The mesh must
+// outlive it.
 #pragma once
 
 #include <atomic>

@@ -11,7 +11,8 @@ bool Operation::wait_finished(Deadline until) const {
   if (finished()) return true;
   waiters_.fetch_add(1, std::memory_order_seq_cst);
   while (!finished_.load(std::memory_order_seq_cst) && !until.expired()) {
-    futex_wait(finished_, 0, std::min<std::chrono::nanoseconds>(until.remaining(), kSleepSlice * 50));
+    futex_wait(finished_, 0,
+               std::min<std::chrono::nanoseconds>(until.remaining(), kSleepSlice * 50));
   }
   waiters_.fetch_sub(1, std::memory_order_seq_cst);
   return finished();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // One requested collective or message: what to do, on which memory, until when, and how it ended.
 //
-// Filled in by the caller, then handed to the Engine, which owns every field until finished() holds;
-// after that all fields may be read. The memory in `work` belongs to the caller and must stay until
-// then. wait_finished() and finished() may be called from any thread.
+// Filled in by the caller, then handed to the Engine, which owns every field until finished()
+// holds; after that all fields may be read. The memory in `work` belongs to the caller and must
+// stay until then. wait_finished() and finished() may be called from any thread.
 #pragma once
 
 #include <atomic>
@@ -32,8 +32,8 @@ struct Operation {
   DType dtype = DType::float32;
   int root = 0;  // rooted collectives; the tag of send and recv
   int peer = 0;  // send, recv: the other rank, or kAnySource
-  // all_reduce, broadcast, reduce, send, recv: one region, the tensor. The others: one region for each
-  // chunk of `work` as plan.h lists them; regions this rank does not have are empty.
+  // all_reduce, broadcast, reduce, send, recv: one region, the tensor. The others: one region for
+  // each chunk of `work` as plan.h lists them; regions this rank does not have are empty.
   std::vector<Region> work;
   std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max();
   // Run by the executing thread right before the first and right after the last step, for example

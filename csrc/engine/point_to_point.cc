@@ -85,7 +85,8 @@ bool PointToPoint::send_some(int peer, std::vector<OperationPtr>& finished) {
       channel.commit({static_cast<uint32_t>(bytes), out.segment, signature.pack()});
       moved = true;
     }
-    // Finished only when nothing of it is left in this process: afterwards nobody might come to push.
+    // Finished only when nothing of it is left in this process: afterwards nobody might come to
+    // push.
     if (out.segment < segments || !channel.try_flush()) break;
     finished.push_back(out.operation);
     state.outgoing.pop_front();
@@ -106,7 +107,8 @@ void PointToPoint::check_fits(int peer, const OpSignature& signature,
   throw CommError(Failure{
       FailureKind::mismatch,
       str("rank ", peer, " sent ", name_of(signature.dtype), "[", signature.count, "] with tag ",
-          operation.root, ", but rank ", mesh_.rank(), " expected ", name_of(operation.dtype), "[", operation.work[0].count,
+          operation.root, ", but rank ", mesh_.rank(), " expected ", name_of(operation.dtype), "[",
+          operation.work[0].count,
           "]; check that send and recv use tensors of the same shape and dtype in the same order"),
       {peer}});
 }
@@ -141,7 +143,7 @@ bool PointToPoint::receive_some(int peer, std::vector<OperationPtr>& finished) {
     const size_t unit = segment_bytes(in.signature.dtype);
     const size_t total = in.signature.count * size_of(in.signature.dtype);
     const size_t begin = in.segment * unit;
-    if (signature != in.signature || frame.header.segment != in.segment || begin > total ||
+    if (signature != in.signature || frame.header.number != in.segment || begin > total ||
         frame.header.payload_bytes != std::min(unit, total - begin)) {
       throw CommError(Failure{FailureKind::mismatch,
                               str("a frame from rank ", peer, " to rank ", mesh_.rank(),

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// send and recv: messages between two ranks, matched by tag, on a lane of their own so that they never
-// wait for collectives.
+// send and recv: messages between two ranks, matched by tag, on a lane of their own so that they
+// never wait for collectives.
 //
-// Messages to one peer leave in the order of the calls. A message that arrives for a recv that was not
-// the first posted is matched by tag; one that stands in the way of a posted recv is set aside in memory,
-// never more than is needed to reach the message that somebody waits for.
-// Any thread: every call takes the object's own lock and none blocks on the network. Operations belong to
-// their callers and are finished by whichever thread advances them.
+// Messages to one peer leave in the order of the calls. A message that arrives for a recv that was
+// not the first posted is matched by tag; one that stands in the way of a posted recv is set aside
+// in memory, never more than is needed to reach the message that somebody waits for. Any thread:
+// every call takes the object's own lock and none blocks on the network. Operations belong to their
+// callers and are finished by whichever thread advances them.
 #pragma once
 
 #include <deque>
@@ -53,12 +53,12 @@ class PointToPoint {
   struct Incoming {
     OpSignature signature;
     uint32_t segment = 0;
-    OperationPtr into;              // null: set aside
+    OperationPtr into;  // null: set aside
     std::vector<std::byte> aside;
   };
   struct Peer {
     std::deque<Outgoing> outgoing;
-    uint64_t sent = 0;      // messages begun
+    uint64_t sent = 0;  // messages begun
     bool receiving = false;
     Incoming incoming;
     std::list<Incoming> set_aside;  // whole messages, oldest first

@@ -108,7 +108,8 @@ Program::Program(Plan source) : plan(std::move(source)) {
       }
       dependencies.push_back({before, whole});
     };
-    // Chunks: behind the last writer of what it reads, and behind every reader since, of what it writes.
+    // Chunks: behind the last writer of what it reads, and behind every reader since, of what it
+    // writes.
     for (const int chunk : {one.target, one.source}) {
       for (int j = i - 1; j >= 0; --j) {
         const Instruction& earlier = instructions[static_cast<size_t>(j)];

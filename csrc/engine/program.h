@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 // A plan made ready to run: steps joined into instructions, ordering worked out once.
 //
-// A run of recv_reduce steps into one chunk becomes one k-way fold; a copy right before it is fused into
-// it, so that the fold reads its own operand where it lies. For every instruction the earlier ones it
-// must follow are listed: segment by segment where they share a chunk, whole where they share a lane.
-// A value, built once per (collective, algorithm, root) and cached by the engine; any thread may read it.
+// A run of recv_reduce steps into one chunk becomes one k-way fold; a copy right before it is fused
+// into it, so that the fold reads its own operand where it lies. For every instruction the earlier
+// ones it must follow are listed: segment by segment where they share a chunk, whole where they
+// share a lane. A value, built once per (collective, algorithm, root) and cached by the engine; any
+// thread may read it.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +19,9 @@ struct Instruction {
   enum class Kind : uint8_t { send, recv, fold, reduce, copy };
   Kind kind = Kind::send;
   bool completes = false;
-  int peer = -1;        // send, recv; reduce: whom the source chunk came from
-  int target = 0;       // chunk number: work chunks first, scratch chunks behind them
-  int source = 0;       // copy, reduce; fold: where this rank's own operand lies
+  int peer = -1;              // send, recv; reduce: whom the source chunk came from
+  int target = 0;             // chunk number: work chunks first, scratch chunks behind them
+  int source = 0;             // copy, reduce; fold: where this rank's own operand lies
   std::vector<int> operands;  // fold: ranks in order of addition, this rank among them
 };
 
@@ -38,9 +39,7 @@ struct Program {
   std::vector<int> first_dependency;  // by instruction, with one more at the end
 
   explicit Program(Plan source);
-  int chunk_count() const {
-    return plan.work_chunks + static_cast<int>(plan.scratch_like.size());
-  }
+  int chunk_count() const { return plan.work_chunks + static_cast<int>(plan.scratch_like.size()); }
 };
 
 }  // namespace pycomm

@@ -71,8 +71,7 @@ std::string Recorder::to_json(int rank, int world_size, const Failure& group_fai
   std::ostringstream out;
   out.precision(12);
   out << "{\"version\": 1, \"rank\": " << rank << ", \"world_size\": " << world_size
-      << ", \"failure\": "
-      << (group_failure ? json_quote(group_failure.text) : std::string("null"))
+      << ", \"failure\": " << (group_failure ? json_quote(group_failure.text) : std::string("null"))
       << ", \"entries\": [";
   const size_t size = entries_.size();
   const size_t oldest = next_ > size ? next_ - size : 0;
@@ -82,13 +81,12 @@ std::string Recorder::to_json(int rank, int world_size, const Failure& group_fai
                         : e.finished_us >= 0           ? "completed"
                         : e.started_us >= 0            ? "started"
                                                        : "submitted";
-    out << (i == oldest ? "\n " : ",\n ")
-        << "{\"sequence\": " << e.sequence << ", \"collective\": \"" << name_of(e.collective)
-        << "\", \"op\": \"" << name_of(e.op) << "\", \"dtype\": \"" << name_of(e.dtype)
-        << "\", \"count\": " << e.count << ", \"root\": " << e.root << ", \"peer\": " << e.peer
-        << ", \"algorithm\": \"" << e.algorithm << "\", \"state\": \"" << state
-        << "\", \"submitted_us\": " << e.submitted_us << ", \"started_us\": " << e.started_us
-        << ", \"finished_us\": " << e.finished_us << "}";
+    out << (i == oldest ? "\n " : ",\n ") << "{\"sequence\": " << e.sequence
+        << ", \"collective\": \"" << name_of(e.collective) << "\", \"op\": \"" << name_of(e.op)
+        << "\", \"dtype\": \"" << name_of(e.dtype) << "\", \"count\": " << e.count
+        << ", \"root\": " << e.root << ", \"peer\": " << e.peer << ", \"algorithm\": \""
+        << e.algorithm << "\", \"state\": \"" << state << "\", \"submitted_us\": " << e.submitted_us
+        << ", \"started_us\": " << e.started_us << ", \"finished_us\": " << e.finished_us << "}";
   }
   out << "]}";
   return out.str();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The flight recorder: the last kRecorderEntries operations of a group and how far each came. Always on,
-// fixed memory, dumped as JSON on a failure (PYCOMM_FLIGHT_DIR) and on request.
+// The flight recorder: the last kRecorderEntries operations of a group and how far each came.
+// Always on, fixed memory, dumped as JSON on a failure (PYCOMM_FLIGHT_DIR) and on request.
 // Thread-safe.
 #pragma once
 
@@ -23,8 +23,8 @@ class Recorder {
   void started(size_t record, const char* algorithm);
   void finished(size_t record, const Failure& failure);
 
-  // {"rank":..., "world_size":..., "entries":[{"sequence":..., "collective":..., ...}, ...]}, oldest
-  // first. Times are microseconds since the recorder was made; -1 where it has not happened.
+  // {"rank":..., "world_size":..., "entries":[{"sequence":..., "collective":..., ...}, ...]},
+  // oldest first. Times are microseconds since the recorder was made; -1 where it has not happened.
   std::string to_json(int rank, int world_size, const Failure& group_failure) const;
 
  private:

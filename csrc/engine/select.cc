@@ -49,14 +49,15 @@ AlgorithmChoices parse_algorithms(const std::string& text) {
       const auto one = static_cast<Collective>(code);
       for (const auto name : algorithms_for(one)) known += str(" ", name_of(one), "=", name);
     }
-    throw UsageError("PYCOMM_ALGO: '" + item + "' is no algorithm; expected a comma-separated list of:" +
-                     known + " (the part before '=' may be left out)");
+    throw UsageError("PYCOMM_ALGO: '" + item +
+                     "' is no algorithm; expected a comma-separated list of:" + known +
+                     " (the part before '=' may be left out)");
   }
   return choices;
 }
 
-std::string_view select_algorithm(Collective collective, size_t bytes, int world_size, bool one_host,
-                                  const AlgorithmChoices& choices) {
+std::string_view select_algorithm(Collective collective, size_t bytes, int world_size,
+                                  bool one_host, const AlgorithmChoices& choices) {
   if (const auto chosen = choices.find(collective); chosen != choices.end()) return chosen->second;
   const auto preferred = algorithms_for(collective).front();
   if (collective == Collective::all_reduce) {
@@ -64,10 +65,12 @@ std::string_view select_algorithm(Collective collective, size_t bytes, int world
     if (bytes <= kDoublingBytes) return "recursive_doubling";
     if (one_host && world_size <= kDirectRanks) return "direct";
     if (bytes <= kTreeBytes) return "double_binary_tree";
-    return one_host || bytes / static_cast<size_t>(world_size) >= 4096 ? "ring" : "halving_doubling";
+    return one_host || bytes / static_cast<size_t>(world_size) >= 4096 ? "ring"
+                                                                       : "halving_doubling";
   }
   if (world_size > kDirectRanks) {
-    if (collective == Collective::all_gather || collective == Collective::reduce_scatter) return "ring";
+    if (collective == Collective::all_gather || collective == Collective::reduce_scatter)
+      return "ring";
     if (collective == Collective::broadcast || collective == Collective::reduce) {
       return "binomial_tree";
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Which algorithm carries out an operation: the caller's choice (PYCOMM_ALGO), else by size, world size
-// and transport. Pure, so that all ranks choose alike: it may depend only on what all ranks know. Any thread.
+// Which algorithm carries out an operation: the caller's choice (PYCOMM_ALGO), else by size, world
+// size and transport. Pure, so that all ranks choose alike: it may depend only on what all ranks
+// know. Any thread.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +18,9 @@ namespace pycomm {
 using AlgorithmChoices = std::map<Collective, std::string>;
 AlgorithmChoices parse_algorithms(const std::string& text);
 
-// `bytes` is the size of the tensor, or of one rank's block. `one_host` says that all ranks share one.
-std::string_view select_algorithm(Collective collective, size_t bytes, int world_size, bool one_host,
-                                  const AlgorithmChoices& choices);
+// `bytes` is the size of the tensor, or of one rank's block. `one_host` says that all ranks share
+// one.
+std::string_view select_algorithm(Collective collective, size_t bytes, int world_size,
+                                  bool one_host, const AlgorithmChoices& choices);
 
 }  // namespace pycomm

@@ -39,11 +39,13 @@ std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs,
   const std::string text = str("rank ", peer, " called ", to_string(theirs), number(theirs),
                                ", but rank ", rank, " expected ", to_string(mine), number(mine));
   if (ordered && to_string(mine) == to_string(theirs)) {
-    return text + " by another algorithm; PYCOMM_ALGO and the group's options must be the same on all "
-                  "ranks";
+    return text +
+           " by another algorithm; PYCOMM_ALGO and the group's options must be the same on all "
+           "ranks";
   }
-  return text + "; check that all ranks call the same collectives in the same order with the same "
-                "shapes, dtypes, ops and roots";
+  return text +
+         "; check that all ranks call the same collectives in the same order with the same "
+         "shapes, dtypes, ops and roots";
 }
 
 }  // namespace pycomm

@@ -15,14 +15,14 @@ namespace pycomm {
 
 struct OpSignature {
   uint64_t sequence = 0;  // number of the collective in its group, or of the message on its lane
-  uint64_t count = 0;     // elements of the tensor; of the block that travels, where ranks hold blocks
-  int32_t root = 0;       // root of rooted collectives, tag of point-to-point messages
+  uint64_t count = 0;  // elements of the tensor; of the block that travels, where ranks hold blocks
+  int32_t root = 0;    // root of rooted collectives, tag of point-to-point messages
   Collective collective = Collective::all_reduce;
   ReduceOp op = ReduceOp::sum;
   DType dtype = DType::float32;
-  uint8_t codec = 0;      // wire format; 0 is the tensor's own
-  uint32_t plan = 0;      // hash of the algorithm's name and chunking
-  uint32_t epoch = 0;     // incarnation of the group
+  uint8_t codec = 0;   // wire format; 0 is the tensor's own
+  uint32_t plan = 0;   // hash of the algorithm's name and chunking
+  uint32_t epoch = 0;  // incarnation of the group
 
   bool operator==(const OpSignature&) const = default;
   std::array<uint64_t, 4> pack() const { return std::bit_cast<std::array<uint64_t, 4>>(*this); }
@@ -39,7 +39,9 @@ bool moves_blocks(Collective collective);
 
 // "all_reduce(float32[1024], sum)", "broadcast(int64[3], root 2)", "send(float32[8], tag 0)"
 std::string to_string(const OpSignature& signature);
-// The sentence for a mismatch that `rank` found in a frame from `peer`. It reads the same on every rank.
-std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs, int rank, int peer);
+// The sentence for a mismatch that `rank` found in a frame from `peer`. It reads the same on every
+// rank.
+std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs, int rank,
+                             int peer);
 
 }  // namespace pycomm

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The catalogue: which algorithms exist for which collective, and the one function that builds a plan
-// by name. Pure functions, callable from any thread.
+// The catalogue: which algorithms exist for which collective, and the one function that builds a
+// plan by name. Pure functions, callable from any thread.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@
 
 namespace pycomm {
 
-// Names of the algorithms that implement `collective`, the one preferred for small tensors on one host
-// first. all_reduce: one_shot, direct, ring, recursive_doubling, halving_doubling,
+// Names of the algorithms that implement `collective`, the one preferred for small tensors on one
+// host first. all_reduce: one_shot, direct, ring, recursive_doubling, halving_doubling,
 // double_binary_tree. Others: see algorithms.cc.
 std::vector<std::string_view> algorithms_for(Collective collective);
 

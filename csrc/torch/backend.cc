@@ -10,8 +10,9 @@ namespace pycomm {
 Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size,
                  c10::intrusive_ptr<BackendOptions> options)
     : c10d::Backend(rank, world_size), options_(std::move(options)) {
-  PYCOMM_USAGE(world_size >= 1 && world_size <= kWorldSizeMax, "init_process_group: got world size ",
-               world_size, ", expected 1 to ", kWorldSizeMax);
+  PYCOMM_USAGE(world_size >= 1 && world_size <= kWorldSizeMax,
+               "init_process_group: got world size ", world_size, ", expected 1 to ",
+               kWorldSizeMax);
   PYCOMM_USAGE(rank >= 0 && rank < world_size, "init_process_group: got rank ", rank,
                ", expected 0 to ", world_size - 1);
   std::unique_ptr<Mesh> mesh;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-// The c10d::Backend: checks tensors, makes operations of them, hands them to the engine. Nothing else.
+// The c10d::Backend: checks tensors, makes operations of them, hands them to the engine. Nothing
+// else.
 //
 // A synchronous call (asyncOp == false) runs on the caller's thread and returns no Work; any other
-// returns a Work at once. Calls may come from any thread; their order is the order in which they take
-// the engine's lock, and must be the same on all ranks. Called without the GIL.
+// returns a Work at once. Calls may come from any thread; their order is the order in which they
+// take the engine's lock, and must be the same on all ranks. Called without the GIL.
 #pragma once
-
-#include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <memory>
 #include <string>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
 
 #include "engine/engine.h"
@@ -38,9 +38,11 @@ class Backend final : public c10d::Backend {
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) override;
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) override;
-  WorkPtr allreduce_coalesced(Tensors& tensors, const c10d::AllreduceCoalescedOptions& opts) override;
+  WorkPtr allreduce_coalesced(Tensors& tensors,
+                              const c10d::AllreduceCoalescedOptions& opts) override;
   WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& opts) override;
-  WorkPtr allgather(TensorLists& outputs, Tensors& inputs, const c10d::AllgatherOptions& opts) override;
+  WorkPtr allgather(TensorLists& outputs, Tensors& inputs,
+                    const c10d::AllgatherOptions& opts) override;
   WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input,
                           const c10d::AllgatherOptions& opts) override;
   WorkPtr allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
@@ -54,7 +56,8 @@ class Backend final : public c10d::Backend {
   WorkPtr reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                           const c10d::ReduceScatterOptions& opts) override;
   WorkPtr alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_sizes,
-                        std::vector<int64_t>& input_sizes, const c10d::AllToAllOptions& opts) override;
+                        std::vector<int64_t>& input_sizes,
+                        const c10d::AllToAllOptions& opts) override;
   WorkPtr alltoall(Tensors& outputs, Tensors& inputs, const c10d::AllToAllOptions& opts) override;
   WorkPtr send(Tensors& tensors, int peer, int tag) override;
   WorkPtr recv(Tensors& tensors, int peer, int tag) override;
@@ -83,7 +86,8 @@ class Backend final : public c10d::Backend {
   };
   WorkPtr launch(const Call& call, std::vector<std::shared_ptr<Operation>> operations,
                  const Tensors& inputs, Tensors outputs);
-  WorkPtr launch(const Call& call, OperationBuilder& builder, const Tensors& inputs, Tensors outputs);
+  WorkPtr launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
+                 Tensors outputs);
   std::shared_ptr<Operation> all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
                                             std::chrono::milliseconds timeout);
   std::shared_ptr<Operation> all_gather_one(const at::Tensor& output, const at::Tensor& input,

@@ -8,8 +8,9 @@ namespace {
 using Tensors = Backend::Tensors;
 
 void check_one(Collective collective, const Tensors& tensors) {
-  PYCOMM_USAGE(tensors.size() == 1, name_of(collective), ": got a list of ", tensors.size(),
-               " tensors, expected one tensor per rank (requires non-empty tensor list of one tensor)");
+  PYCOMM_USAGE(
+      tensors.size() == 1, name_of(collective), ": got a list of ", tensors.size(),
+      " tensors, expected one tensor per rank (requires non-empty tensor list of one tensor)");
   check_tensor(collective, tensors[0]);
 }
 
@@ -40,10 +41,12 @@ Backend::WorkPtr Backend::broadcast(Tensors& tensors, const c10d::BroadcastOptio
   builder.set_root(opts.rootRank, getSize());
   const bool root = opts.rootRank == getRank();
   builder.add(tensors[0], root, !root);
-  return launch({c10d::OpType::BROADCAST, "pycomm:broadcast", opts.asyncOp}, builder, tensors, tensors);
+  return launch({c10d::OpType::BROADCAST, "pycomm:broadcast", opts.asyncOp}, builder, tensors,
+                tensors);
 }
 
-std::shared_ptr<Operation> Backend::all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
+std::shared_ptr<Operation> Backend::all_reduce_one(const at::Tensor& tensor,
+                                                   const c10d::ReduceOp& op,
                                                    std::chrono::milliseconds timeout) {
   check_tensor(Collective::all_reduce, tensor);
   OperationBuilder builder(Collective::all_reduce, timeout);
@@ -87,7 +90,8 @@ Backend::WorkPtr Backend::allgather(TensorLists& outputs, Tensors& inputs,
   PYCOMM_USAGE(outputs.size() == 1, "all_gather: got ", outputs.size(),
                " output lists, expected one (requires non-empty tensor list)");
   check_list(Collective::all_gather, outputs[0], getSize(), inputs[0], "output");
-  check_block(Collective::all_gather, outputs[0][static_cast<size_t>(getRank())], inputs[0], "output");
+  check_block(Collective::all_gather, outputs[0][static_cast<size_t>(getRank())], inputs[0],
+              "output");
   OperationBuilder builder(Collective::all_gather, opts.timeout);
   for (const auto& output : outputs[0]) builder.add(output, false, true);
   builder.add(inputs[0], true, false);
@@ -95,7 +99,8 @@ Backend::WorkPtr Backend::allgather(TensorLists& outputs, Tensors& inputs,
                 outputs[0]);
 }
 
-std::shared_ptr<Operation> Backend::all_gather_one(const at::Tensor& output, const at::Tensor& input,
+std::shared_ptr<Operation> Backend::all_gather_one(const at::Tensor& output,
+                                                   const at::Tensor& input,
                                                    std::chrono::milliseconds timeout) {
   check_tensor(Collective::all_gather, input);
   check_tensor(Collective::all_gather, output);
@@ -118,8 +123,9 @@ Backend::WorkPtr Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
 
 Backend::WorkPtr Backend::allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                           const c10d::AllgatherOptions& opts) {
-  PYCOMM_USAGE(!inputs.empty() && inputs.size() == outputs.size(), "all_gather: got ", inputs.size(),
-               " inputs and ", outputs.size(), " outputs, expected as many of each, and some");
+  PYCOMM_USAGE(!inputs.empty() && inputs.size() == outputs.size(), "all_gather: got ",
+               inputs.size(), " inputs and ", outputs.size(),
+               " outputs, expected as many of each, and some");
   std::vector<std::shared_ptr<Operation>> operations;
   for (size_t i = 0; i < inputs.size(); ++i) {
     operations.push_back(all_gather_one(outputs[i], inputs[i], opts.timeout));
@@ -224,8 +230,9 @@ Backend::WorkPtr Backend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tens
   for (size_t i = 0; i < inputs.size(); ++i) {
     operations.push_back(reduce_scatter_one(outputs[i], inputs[i], opts.reduceOp, opts.timeout));
   }
-  return launch({c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, "pycomm:reduce_scatter", opts.asyncOp},
-                std::move(operations), inputs, outputs);
+  return launch(
+      {c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, "pycomm:reduce_scatter", opts.asyncOp},
+      std::move(operations), inputs, outputs);
 }
 
 Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
@@ -252,7 +259,8 @@ Backend::WorkPtr Backend::alltoall(Tensors& outputs, Tensors& inputs,
   OperationBuilder builder(Collective::all_to_all, opts.timeout);
   for (const auto& input : inputs) builder.add(input, true, false);
   for (const auto& output : outputs) builder.add(output, false, true);
-  return launch({c10d::OpType::ALLTOALL, "pycomm:all_to_all", opts.asyncOp}, builder, inputs, outputs);
+  return launch({c10d::OpType::ALLTOALL, "pycomm:all_to_all", opts.asyncOp}, builder, inputs,
+                outputs);
 }
 
 }  // namespace pycomm

@@ -56,7 +56,9 @@ void bind_options(py::module_& m) {
           "timeout_ms", [](const BackendOptions& o) { return o.timeout.count(); },
           [](BackendOptions& o, int64_t v) { o.timeout = Milliseconds(v); })
       .def("set_algorithms",
-           [](BackendOptions& o, const std::string& v) { o.engine.algorithms = parse_algorithms(v); })
+           [](BackendOptions& o, const std::string& v) {
+             o.engine.algorithms = parse_algorithms(v);
+           })
       .def_property(
           "check_plans", [](const BackendOptions& o) { return o.engine.check_plans; },
           [](BackendOptions& o, bool v) { o.engine.check_plans = v; })
@@ -67,15 +69,16 @@ void bind_options(py::module_& m) {
           "group_name", [](const BackendOptions& o) { return o.group_name; },
           [](BackendOptions& o, std::string v) { o.group_name = std::move(v); })
       // split_group copies the options deeply.
-      .def("__copy__", [](const BackendOptions& o) { return c10::make_intrusive<BackendOptions>(o); })
+      .def("__copy__",
+           [](const BackendOptions& o) { return c10::make_intrusive<BackendOptions>(o); })
       .def("__deepcopy__", [](const BackendOptions& o, const py::dict&) {
         return c10::make_intrusive<BackendOptions>(o);
       });
 }
 
 void bind_backend(py::module_& m) {
-  // torch's own holder for its backends drops the GIL in the destructor and is private; whoever drops
-  // the last reference here may hold it, while the progress thread needs it to finish.
+  // torch's own holder for its backends drops the GIL in the destructor and is private; whoever
+  // drops the last reference here may hold it, while the progress thread needs it to finish.
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(m, "Backend")
       .def(py::init([](const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
@@ -86,27 +89,37 @@ void bind_backend(py::module_& m) {
       .def("close", &Backend::close, py::arg("reason"), py::arg("drain"), release)
       .def_property_readonly("options", &Backend::options)
       .def("perform_nocolor_split", [](Backend&, const py::object&) {})
-      .def("flight_json", [](Backend& b) { return b.engine().flight_json(); }, release)
-      .def("algorithm_for",
-           [](Backend& b, const std::string& collective, size_t bytes) {
-             return b.engine().algorithm_for(collective_of(collective), bytes);
-           },
-           py::arg("collective"), py::arg("bytes"))
-      .def("transport_to",
-           [](Backend& b, int peer) { return std::string(b.engine().mesh().link(peer).transport); },
-           py::arg("peer"))
-      .def("_inject_fault",
-           [](Backend& b, int peer, const std::string& kind, uint64_t frame, int signal) {
-             FaultPlan faults;
-             if (kind == "drop") faults.drop_frame = frame;
-             else if (kind == "corrupt") faults.corrupt_frame = frame;
-             else if (kind == "cut") faults.cut_before_frame = frame;
-             else if (kind == "signal") { faults.signal_before_frame = frame; faults.signal = signal; }
-             else throw UsageError("unknown fault '" + kind + "'; choose drop, corrupt, cut, signal");
-             auto& lane = b.engine().mesh().link(peer).lanes[0];
-             lane = make_faulty(std::move(lane), faults, peer);
-           },
-           py::arg("peer"), py::arg("kind"), py::arg("frame"), py::arg("signal") = 0);
+      .def(
+          "flight_json", [](Backend& b) { return b.engine().flight_json(); }, release)
+      .def(
+          "algorithm_for",
+          [](Backend& b, const std::string& collective, size_t bytes) {
+            return b.engine().algorithm_for(collective_of(collective), bytes);
+          },
+          py::arg("collective"), py::arg("bytes"))
+      .def(
+          "transport_to",
+          [](Backend& b, int peer) { return std::string(b.engine().mesh().link(peer).transport); },
+          py::arg("peer"))
+      .def(
+          "_inject_fault",
+          [](Backend& b, int peer, const std::string& kind, uint64_t frame, int signal) {
+            FaultPlan faults;
+            if (kind == "drop")
+              faults.drop_frame = frame;
+            else if (kind == "corrupt")
+              faults.corrupt_frame = frame;
+            else if (kind == "cut")
+              faults.cut_before_frame = frame;
+            else if (kind == "signal") {
+              faults.signal_before_frame = frame;
+              faults.signal = signal;
+            } else
+              throw UsageError("unknown fault '" + kind + "'; choose drop, corrupt, cut, signal");
+            auto& lane = b.engine().mesh().link(peer).lanes[0];
+            lane = make_faulty(std::move(lane), faults, peer);
+          },
+          py::arg("peer"), py::arg("kind"), py::arg("frame"), py::arg("signal") = 0);
 }
 
 py::dict build_info() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// c10d's Store as ours. Every instance counts up a generation for its rank, so that a group made anew
-// over the same store and prefix does not read the addresses of the one before.
-// Set-up thread only, without the GIL.
+// c10d's Store as ours. Every instance counts up a generation for its rank, so that a group made
+// anew over the same store and prefix does not read the addresses of the one before. Set-up thread
+// only, without the GIL.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Store.hpp>

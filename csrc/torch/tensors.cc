@@ -21,50 +21,83 @@ using PremulSupplement = c10d::NCCLPreMulSumSupplement;
 
 std::optional<DType> known_dtype(at::ScalarType type) {
   switch (type) {
-    case at::kByte: return DType::uint8;
-    case at::kChar: return DType::int8;
-    case at::kShort: return DType::int16;
-    case at::kInt: return DType::int32;
-    case at::kLong: return DType::int64;
-    case at::kUInt16: return DType::uint16;
-    case at::kUInt32: return DType::uint32;
-    case at::kUInt64: return DType::uint64;
-    case at::kBool: return DType::boolean;
-    case at::kHalf: return DType::float16;
-    case at::kBFloat16: return DType::bfloat16;
-    case at::kFloat: return DType::float32;
-    case at::kDouble: return DType::float64;
-    case at::kComplexHalf: return DType::complex32;
-    case at::kComplexFloat: return DType::complex64;
-    case at::kComplexDouble: return DType::complex128;
-    case at::kFloat8_e4m3fn: return DType::float8_e4m3fn;
-    case at::kFloat8_e5m2: return DType::float8_e5m2;
-    case at::kFloat8_e4m3fnuz: return DType::float8_e4m3fnuz;
-    case at::kFloat8_e5m2fnuz: return DType::float8_e5m2fnuz;
-    case at::kFloat8_e8m0fnu: return DType::float8_e8m0fnu;
-    default: return std::nullopt;
+    case at::kByte:
+      return DType::uint8;
+    case at::kChar:
+      return DType::int8;
+    case at::kShort:
+      return DType::int16;
+    case at::kInt:
+      return DType::int32;
+    case at::kLong:
+      return DType::int64;
+    case at::kUInt16:
+      return DType::uint16;
+    case at::kUInt32:
+      return DType::uint32;
+    case at::kUInt64:
+      return DType::uint64;
+    case at::kBool:
+      return DType::boolean;
+    case at::kHalf:
+      return DType::float16;
+    case at::kBFloat16:
+      return DType::bfloat16;
+    case at::kFloat:
+      return DType::float32;
+    case at::kDouble:
+      return DType::float64;
+    case at::kComplexHalf:
+      return DType::complex32;
+    case at::kComplexFloat:
+      return DType::complex64;
+    case at::kComplexDouble:
+      return DType::complex128;
+    case at::kFloat8_e4m3fn:
+      return DType::float8_e4m3fn;
+    case at::kFloat8_e5m2:
+      return DType::float8_e5m2;
+    case at::kFloat8_e4m3fnuz:
+      return DType::float8_e4m3fnuz;
+    case at::kFloat8_e5m2fnuz:
+      return DType::float8_e5m2fnuz;
+    case at::kFloat8_e8m0fnu:
+      return DType::float8_e8m0fnu;
+    default:
+      return std::nullopt;
   }
 }
 
 ReduceOp op_of(const c10d::ReduceOp& op) {
   switch (op.op_) {
-    case c10d::ReduceOp::SUM: return ReduceOp::sum;
-    case c10d::ReduceOp::AVG: return ReduceOp::avg;
-    case c10d::ReduceOp::PRODUCT: return ReduceOp::product;
-    case c10d::ReduceOp::MIN: return ReduceOp::min;
-    case c10d::ReduceOp::MAX: return ReduceOp::max;
-    case c10d::ReduceOp::BAND: return ReduceOp::band;
-    case c10d::ReduceOp::BOR: return ReduceOp::bor;
-    case c10d::ReduceOp::BXOR: return ReduceOp::bxor;
-    case c10d::ReduceOp::PREMUL_SUM: return ReduceOp::premul_sum;
-    default: throw UsageError("unknown reduce op");
+    case c10d::ReduceOp::SUM:
+      return ReduceOp::sum;
+    case c10d::ReduceOp::AVG:
+      return ReduceOp::avg;
+    case c10d::ReduceOp::PRODUCT:
+      return ReduceOp::product;
+    case c10d::ReduceOp::MIN:
+      return ReduceOp::min;
+    case c10d::ReduceOp::MAX:
+      return ReduceOp::max;
+    case c10d::ReduceOp::BAND:
+      return ReduceOp::band;
+    case c10d::ReduceOp::BOR:
+      return ReduceOp::bor;
+    case c10d::ReduceOp::BXOR:
+      return ReduceOp::bxor;
+    case c10d::ReduceOp::PREMUL_SUM:
+      return ReduceOp::premul_sum;
+    default:
+      throw UsageError("unknown reduce op");
   }
 }
 
 double premul_factor(const c10d::ReduceOp& op) {
   const auto* supplement = dynamic_cast<const PremulSupplement*>(op.supplement_.get());
-  PYCOMM_USAGE(supplement, "premul_sum was given without its factor; make the op with "
-                           "torch.distributed._make_nccl_premul_sum(factor)");
+  PYCOMM_USAGE(supplement,
+               "premul_sum was given without its factor; make the op with "
+               "torch.distributed._make_nccl_premul_sum(factor)");
   return supplement->tensor_factor.defined() ? supplement->tensor_factor.item<double>()
                                              : supplement->double_factor;
 }
@@ -81,7 +114,8 @@ std::string describe(const at::Tensor& tensor) {
 }
 
 void check_tensor(Collective collective, const at::Tensor& tensor) {
-  PYCOMM_USAGE(tensor.defined(), name_of(collective), ": got an undefined tensor, expected a dense CPU tensor");
+  PYCOMM_USAGE(tensor.defined(), name_of(collective),
+               ": got an undefined tensor, expected a dense CPU tensor");
   PYCOMM_USAGE(tensor.layout() == at::kStrided, name_of(collective), ": got a tensor of layout ",
                tensor.layout(), ", expected a dense one; call to_dense() first");
   PYCOMM_USAGE(tensor.device().is_cpu(), name_of(collective), ": got ", describe(tensor),
@@ -92,14 +126,16 @@ void check_tensor(Collective collective, const at::Tensor& tensor) {
 
 void check_same_dtype(Collective collective, const at::Tensor& a, const at::Tensor& b) {
   PYCOMM_USAGE(a.scalar_type() == b.scalar_type(), name_of(collective), ": got ", describe(a),
-               " and ", describe(b), ", expected one dtype (invalid tensor type); convert one of them");
+               " and ", describe(b),
+               ", expected one dtype (invalid tensor type); convert one of them");
 }
 
 DType dtype_of(Collective collective, const at::Tensor& tensor) {
   const auto dtype = known_dtype(tensor.scalar_type());
-  PYCOMM_USAGE(dtype, name_of(collective), ": got a tensor of dtype ", tensor.dtype().name(),
-               ", expected a boolean, integer, floating or complex dtype; send its int_repr() or a view "
-               "as uint8 instead");
+  PYCOMM_USAGE(
+      dtype, name_of(collective), ": got a tensor of dtype ", tensor.dtype().name(),
+      ", expected a boolean, integer, floating or complex dtype; send its int_repr() or a view "
+      "as uint8 instead");
   return *dtype;
 }
 
@@ -111,7 +147,8 @@ OperationBuilder::OperationBuilder(Collective collective, std::chrono::milliseco
 
 void OperationBuilder::set_root(int64_t root, int world_size) {
   PYCOMM_USAGE(root >= 0 && root < world_size, name_of(operation_->collective), ": got root ", root,
-               ", expected 0 to ", world_size - 1, " (invalid root rank); roots are ranks of the group");
+               ", expected 0 to ", world_size - 1,
+               " (invalid root rank); roots are ranks of the group");
   operation_->root = static_cast<int>(root);
 }
 
@@ -144,7 +181,8 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
   at::Tensor memory = tensor;
   if (!plain || keep) {
     const auto bare = tensor.detach();
-    memory = at::empty(tensor.sizes(), tensor.options().memory_format(at::MemoryFormat::Contiguous));
+    memory =
+        at::empty(tensor.sizes(), tensor.options().memory_format(at::MemoryFormat::Contiguous));
     if (reads) pack_.push_back({bare, memory});
     if (writes) unpack_.push_back({bare, memory});
   }
@@ -177,8 +215,9 @@ void OperationBuilder::add_split(const at::Tensor& tensor, const std::vector<int
                  "; pad it or give split sizes (tensor's dim 0 does not divide equally)");
     return add_split(tensor, parts, reads, writes);
   }
-  PYCOMM_USAGE(static_cast<int>(sizes.size()) == parts, name, ": got ", sizes.size(), " split sizes for the ",
-               what, ", expected one for each of ", parts, " ranks (invalid tensor size)");
+  PYCOMM_USAGE(static_cast<int>(sizes.size()) == parts, name, ": got ", sizes.size(),
+               " split sizes for the ", what, ", expected one for each of ", parts,
+               " ranks (invalid tensor size)");
   int64_t total = 0;
   for (const auto size : sizes) {
     PYCOMM_USAGE(size >= 0, name, ": got a negative split size ", size, " for the ", what,

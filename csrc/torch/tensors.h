@@ -2,16 +2,16 @@
 // From tensors to operations: what is checked before anything is sent, and how a tensor's memory
 // becomes regions.
 //
-// Every check throws UsageError that says what was given, what is expected and what to do. A tensor that
-// is not contiguous is packed into a temporary right before the operation and unpacked right after, by
-// the thread that runs it. Any thread.
+// Every check throws UsageError that says what was given, what is expected and what to do. A tensor
+// that is not contiguous is packed into a temporary right before the operation and unpacked right
+// after, by the thread that runs it. Any thread.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/distributed/c10d/Types.hpp>
 
 #include <memory>
 #include <optional>
+#include <torch/csrc/distributed/c10d/Types.hpp>
 #include <vector>
 
 #include "engine/operation.h"

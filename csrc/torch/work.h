@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // What an asynchronous call returns: c10d's Work over one or several operations of the engine.
 //
-// Completed by the thread that finishes the last operation; the Future, made when first asked for, then
-// runs its callbacks on that thread. Holds the tensors until then. Thread-safe, as c10d demands.
+// Completed by the thread that finishes the last operation; the Future, made when first asked for,
+// then runs its callbacks on that thread. Holds the tensors until then. Thread-safe, as c10d
+// demands.
 #pragma once
-
-#include <torch/csrc/distributed/c10d/Work.hpp>
 
 #include <atomic>
 #include <memory>
+#include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
 
 #include "engine/engine.h"
@@ -20,7 +20,8 @@ class Work final : public c10d::Work {
   Work(int rank, int world_size, c10d::OpType type, const char* title,
        const std::optional<std::vector<at::Tensor>>& inputs, std::vector<at::Tensor> outputs);
 
-  // Hands the operations to the engine. Throws what Engine::submit throws; the work has failed then.
+  // Hands the operations to the engine. Throws what Engine::submit throws; the work has failed
+  // then.
   static void submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
                      std::vector<std::shared_ptr<Operation>> operations);
 

@@ -36,12 +36,12 @@ void read_value(const std::string& text, std::string& value) { value = text; }
 void read_value(const std::string& text, int& value) { value = std::stoi(text); }
 void read_value(const std::string& text, uint64_t& value) { value = std::stoull(text); }
 
-// Boots differ between machines and network namespaces between containers; abstract unix sockets, by
-// which shared memory is passed, are visible within one namespace only.
+// Boots differ between machines and network namespaces between containers; abstract unix sockets,
+// by which shared memory is passed, are visible within one namespace only.
 std::string host_identity() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  struct stat info {};
+  struct stat info{};
   ::stat("/proc/self/ns/net", &info);
   return boot + ":" + std::to_string(info.st_ino);
 }
@@ -50,9 +50,8 @@ std::string host_identity() {
 
 std::string PeerAddress::serialize() const {
   std::ostringstream out;
-  for_each_field(*this, [&](const char* name, const auto& value) {
-    out << name << '=' << value << '\n';
-  });
+  for_each_field(*this,
+                 [&](const char* name, const auto& value) { out << name << '=' << value << '\n'; });
   return out.str();
 }
 

@@ -17,11 +17,11 @@ struct PeerAddress {
   int version = kWireVersion;
   int rank = 0;
   int world_size = 1;
-  std::string host;       // host name, for messages
-  std::string host_id;    // equal exactly where an abstract unix socket can be shared
-  int pid = 0;            // in its own pid namespace, for messages
-  std::string transports; // comma separated names, those this rank is willing to use
-  std::string token;      // 32 hex digits; whoever connects must present it
+  std::string host;        // host name, for messages
+  std::string host_id;     // equal exactly where an abstract unix socket can be shared
+  int pid = 0;             // in its own pid namespace, for messages
+  std::string transports;  // comma separated names, those this rank is willing to use
+  std::string token;       // 32 hex digits; whoever connects must present it
   uint64_t segment_bytes = 0;
   int slots = 0;
   std::string unix_name;  // shm

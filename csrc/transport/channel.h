@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // A channel carries frames, in order and both ways, between this rank and one peer.
 //
-// Reserve/commit on the sending side and peek/consume on the receiving side hand out the transport's own
-// memory, so that a sender encodes straight into the ring and a reducer adds straight out of it.
-// Nothing here blocks: `try_` calls return at once and say whether they could.
-// The sending side may be used by one thread at a time, and so may the receiving side; the two may be
-// different threads. Memory handed out belongs to the channel and is valid until commit or
+// Reserve/commit on the sending side and peek/consume on the receiving side hand out the
+// transport's own memory, so that a sender encodes straight into the ring and a reducer adds
+// straight out of it. Nothing here blocks: `try_` calls return at once and say whether they could.
+// The sending side may be used by one thread at a time, and so may the receiving side; the two may
+// be different threads. Memory handed out belongs to the channel and is valid until commit or
 // consume. A broken connection throws CommError(peer_failure).
 #pragma once
 
@@ -15,11 +15,11 @@
 
 namespace pycomm {
 
-// What travels in front of every payload. `tag` is opaque here; the engine puts the operation's
-// signature there.
+// What travels in front of every payload. `number` and `tag` are opaque here; the engine counts an
+// operation's frames in the one and puts the operation's signature into the other.
 struct FrameHeader {
   uint32_t payload_bytes = 0;
-  uint32_t segment = 0;  // index within the sender's chunk
+  uint32_t number = 0;  // index on this lane within the operation or the message
   std::array<uint64_t, 4> tag{};
 };
 static_assert(sizeof(FrameHeader) == 40);
@@ -36,12 +36,13 @@ class Channel {
   Channel& operator=(const Channel&) = delete;
   virtual ~Channel() = default;
 
-  // Room for one frame's payload, or nullptr while there is none. Reserving again before commit gives
-  // the same room. At most payload_bytes_max() bytes.
+  // Room for one frame's payload, or nullptr while there is none. Reserving again before commit
+  // gives the same room. At most payload_bytes_max() bytes.
   virtual std::byte* try_reserve(size_t payload_bytes) = 0;
   // Sends the reserved frame; header.payload_bytes is at most what was reserved.
   virtual void commit(const FrameHeader& header) = 0;
-  // The oldest frame not yet consumed; false while there is none. Peeking again gives the same frame.
+  // The oldest frame not yet consumed; false while there is none. Peeking again gives the same
+  // frame.
   virtual bool try_peek(ReceivedFrame& frame) = 0;
   virtual void consume() = 0;
   // Pushes what is committed but still here; true when everything has left this process.

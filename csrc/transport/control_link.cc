@@ -28,8 +28,8 @@ bool ControlLink::send(const Notice& notice) {
   if (unsent_.size() > 64 * sizeof(Notice)) return false;
   unsent_.append(reinterpret_cast<const char*>(&notice), sizeof(notice));
   while (!unsent_.empty()) {
-    const auto sent = ::send(socket_.get(), unsent_.data(), std::min(unsent_.size(), sizeof(notice)),
-                             MSG_DONTWAIT | MSG_NOSIGNAL);
+    const auto sent = ::send(socket_.get(), unsent_.data(),
+                             std::min(unsent_.size(), sizeof(notice)), MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0) return errno == EAGAIN;
     unsent_.erase(0, static_cast<size_t>(sent));

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The side channel to one peer for everything that is not data: is it alive, has it left, what failed.
+// The side channel to one peer for everything that is not data: is it alive, has it left, what
+// failed.
 //
 // Notices have a fixed size, so that framing cannot go wrong. The kernel closes the socket when the
-// peer's process ends, and that is the signal of its death. send() may be called from any thread and
-// never blocks; receive() belongs to the engine's watcher thread.
+// peer's process ends, and that is the signal of its death. send() may be called from any thread
+// and never blocks; receive() belongs to the engine's watcher thread.
 #pragma once
 
 #include <sys/types.h>

@@ -2,10 +2,10 @@
 // How a rank that sleeps is woken by a peer that moved something.
 //
 // One doorbell per rank and group. It lives in shared memory when peers use shm, in private
-// memory otherwise. A peer that commits or consumes a frame rings; ringing costs a fence and a load of a
-// line that rarely changes unless somebody sleeps. Sleepers either wait on a futex or, when they must
-// also watch sockets, poll an eventfd that every peer on the host holds.
-// Any thread, any process that maps it. The memory belongs to whoever created it.
+// memory otherwise. A peer that commits or consumes a frame rings; ringing costs a fence and a load
+// of a line that rarely changes unless somebody sleeps. Sleepers either wait on a futex or, when
+// they must also watch sockets, poll an eventfd that every peer on the host holds. Any thread, any
+// process that maps it. The memory belongs to whoever created it.
 #pragma once
 
 #include <atomic>
@@ -21,8 +21,8 @@ struct alignas(kCacheLineBytes) Doorbell {
   std::atomic<uint32_t> futex_sleepers{0};
   std::atomic<uint32_t> poll_sleepers{0};
 
-  // Whatever was published before this call is seen by a sleeper that armed itself, or the sleeper is
-  // woken: the fence pairs with the sequentially consistent increment in arm().
+  // Whatever was published before this call is seen by a sleeper that armed itself, or the sleeper
+  // is woken: the fence pairs with the sequentially consistent increment in arm().
   void ring(int event_fd) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (futex_sleepers.load(std::memory_order_relaxed) != 0 ||

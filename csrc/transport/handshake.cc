@@ -14,7 +14,7 @@ namespace pycomm {
 namespace {
 
 constexpr int kDescriptorsMax = 4;
-constexpr size_t kStrangersMax = 256;                 // sockets that have not said hello yet
+constexpr size_t kStrangersMax = 256;  // sockets that have not said hello yet
 constexpr auto kStrangerPatience = std::chrono::seconds(5);
 
 enum class Reading { more, whole, broken };
@@ -92,10 +92,10 @@ std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t 
   std::vector<Arriving> arriving;
   while (greetings.size() < count) {
     if (deadline.expired()) {
-      throw CommError(Failure{FailureKind::timeout,
-                              str("only ", greetings.size(), " of ", count,
-                                  " expected connections came in time"),
-                              {}});
+      throw CommError(Failure{
+          FailureKind::timeout,
+          str("only ", greetings.size(), " of ", count, " expected connections came in time"),
+          {}});
     }
     std::vector<pollfd> fds{{listener, POLLIN, 0}};
     for (const auto& one : arriving) fds.push_back({one.socket.get(), POLLIN, 0});
@@ -134,8 +134,8 @@ Greeting receive_answer(Fd socket, const std::string& who, Deadline deadline) {
     ::poll(&fd, 1, deadline.remaining_ms_at_most(100));
     const auto reading = fd.revents ? answer.read() : Reading::more;
     if (reading == Reading::broken) {
-      throw CommError(Failure{FailureKind::peer_failure,
-                              who + " closed the connection during set-up", {}});
+      throw CommError(
+          Failure{FailureKind::peer_failure, who + " closed the connection during set-up", {}});
     }
     if (reading == Reading::whole) break;
     if (deadline.expired()) {

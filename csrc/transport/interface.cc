@@ -45,15 +45,15 @@ std::vector<Candidate> candidates() {
     for (const auto* at = raw; at; at = at->ifa_next) {
       if (!at->ifa_addr || at->ifa_addr->sa_family != family || !(at->ifa_flags & IFF_UP)) continue;
       const auto ip = numeric(at->ifa_addr);
-      found.push_back({{at->ifa_name, ip},
-                       (at->ifa_flags & IFF_LOOPBACK) != 0,
-                       ip.rfind("fe80:", 0) == 0});
+      found.push_back(
+          {{at->ifa_name, ip}, (at->ifa_flags & IFF_LOOPBACK) != 0, ip.rfind("fe80:", 0) == 0});
     }
   }
   return found;
 }
 
-// The source address the kernel would use towards `host`; connecting a datagram socket sends nothing.
+// The source address the kernel would use towards `host`; connecting a datagram socket sends
+// nothing.
 std::string route_to(const std::string& host) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;

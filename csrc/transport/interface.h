@@ -2,8 +2,8 @@
 // Which local address peers on other hosts shall connect to.
 //
 // PYCOMM_SOCKET_IFNAME names interfaces, comma separated, the first that is up wins; otherwise the
-// kernel's route to the store's host decides; without a store host, the first interface that is up and
-// not loopback, else loopback. Set-up thread only.
+// kernel's route to the store's host decides; without a store host, the first interface that is up
+// and not loopback, else loopback. Set-up thread only.
 #pragma once
 
 #include <string>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Channels inside one process and one thread: for simulation and tests.
 //
-// Both ends of a pair share two bounded queues without locks or clocks, so a test can step all ranks
-// in any order and get the same run again. Single-threaded. Each end keeps the queues alive.
+// Both ends of a pair share two bounded queues without locks or clocks, so a test can step all
+// ranks in any order and get the same run again. Single-threaded. Each end keeps the queues alive.
 #pragma once
 
 #include <memory>

@@ -16,7 +16,8 @@
 namespace pycomm {
 namespace {
 
-// Rings of all ranks have one geometry. Large groups get smaller segments, see kRingBytesPerRankMax.
+// Rings of all ranks have one geometry. Large groups get smaller segments, see
+// kRingBytesPerRankMax.
 RingLayout layout_for(int world_size, size_t segment_bytes) {
   RingLayout layout;
   if (segment_bytes != 0) {
@@ -57,11 +58,11 @@ std::vector<PeerAddress> exchange(Store& store, const PeerAddress& mine, Deadlin
     const auto& theirs = all.back();
     const auto expect_same = [&](const char* what, auto here, auto there) {
       if (here == there) return;
-      throw CommError(Failure{FailureKind::mismatch,
-                              str("set-up on rank ", mine.rank, ": rank ", peer, " has ", what, " ",
-                                  there, ", this rank has ", here,
-                                  "; all ranks need the same pycomm version and settings"),
-                              {peer}});
+      throw CommError(Failure{
+          FailureKind::mismatch,
+          str("set-up on rank ", mine.rank, ": rank ", peer, " has ", what, " ", there,
+              ", this rank has ", here, "; all ranks need the same pycomm version and settings"),
+          {peer}});
     };
     expect_same("protocol version", mine.version, theirs.version);
     expect_same("rank", peer, theirs.rank);
@@ -151,8 +152,8 @@ std::unique_ptr<Mesh> Mesh::connect(Store& store, int rank, int world_size,
     }
     if (choice == transports.size()) {
       throw CommError(Failure{FailureKind::system,
-                              str("no transport joins rank ", rank, " (", mine.transports, ", host ",
-                                  mine.host, ") and ", mesh->describe(peer), " (",
+                              str("no transport joins rank ", rank, " (", mine.transports,
+                                  ", host ", mine.host, ") and ", mesh->describe(peer), " (",
                                   theirs.transports, "); allow tcp in PYCOMM_TRANSPORT"),
                               {peer}});
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// All links of one rank of one group, and what it sleeps on. Built by rendezvous: every rank publishes
-// its address, picks for each peer the first transport that reaches it, and all connect.
+// All links of one rank of one group, and what it sleeps on. Built by rendezvous: every rank
+// publishes its address, picks for each peer the first transport that reaches it, and all connect.
 //
 // Immutable once built. Channels are used under the engine's rules, control links from any
 // thread, the waiter from any thread. Owns everything.
@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "transport/shared_memory.h"
 #include "transport/store.h"
 #include "transport/transport.h"
-#include "transport/shared_memory.h"
 #include "transport/waiter.h"
 
 namespace pycomm {
@@ -22,7 +22,7 @@ struct MeshOptions {
   std::string socket_interface;        // PYCOMM_SOCKET_IFNAME
   std::string store_host;              // the route to it chooses the interface otherwise
   int tcp_connections = 2;
-  size_t segment_bytes = 0;            // 0: chosen from the world size; same on all ranks
+  size_t segment_bytes = 0;                     // 0: chosen from the world size; same on all ranks
   std::chrono::nanoseconds connect_timeout{0};  // 0: kConnectTimeout
 };
 

@@ -29,7 +29,8 @@ class Mapping {
   size_t size_ = 0;
 };
 
-// A sealed-size anonymous segment, all zero. Throws CommError(system) that says how much was asked for.
+// A sealed-size anonymous segment, all zero. Throws CommError(system) that says how much was asked
+// for.
 Fd create_shared_memory(size_t bytes);
 
 }  // namespace pycomm

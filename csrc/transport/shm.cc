@@ -20,7 +20,8 @@ namespace {
 socklen_t fill_abstract(const std::string& name, sockaddr_un& address) {
   address = {};
   address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path + 1, name.data(), std::min(name.size(), sizeof(address.sun_path) - 1));
+  std::memcpy(address.sun_path + 1, name.data(),
+              std::min(name.size(), sizeof(address.sun_path) - 1));
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
 }
 
@@ -75,10 +76,10 @@ bool ShmTransport::reaches(const PeerAddress& mine, const PeerAddress& theirs) c
 
 Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> passed) const {
   if (passed.size() != 2) {
-    throw CommError(Failure{FailureKind::system,
-                            str("rank ", peer, " passed ", passed.size(),
-                                " descriptors during set-up, expected 2"),
-                            {peer}});
+    throw CommError(Failure{
+        FailureKind::system,
+        str("rank ", peer, " passed ", passed.size(), " descriptors during set-up, expected 2"),
+        {peer}});
   }
   auto shared = std::make_shared<ShmPeer>();
   shared->outbox = Mapping(passed[0].get(), rings_offset(rank), kLanes * layout_.bytes());
@@ -87,13 +88,14 @@ Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> pass
   Link link;
   for (int lane = 0; lane < kLanes; ++lane) {
     const size_t within = static_cast<size_t>(lane) * layout_.bytes();
-    link.lanes[lane] = std::make_unique<ShmChannel>(
-        shared, inbox_, shared->outbox.data() + within,
-        inbox_->data() + rings_offset(peer) + within, layout_);
+    link.lanes[lane] =
+        std::make_unique<ShmChannel>(shared, inbox_, shared->outbox.data() + within,
+                                     inbox_->data() + rings_offset(peer) + within, layout_);
   }
   const pid_t pid = pid_behind(socket.get());
   link.control = std::make_unique<ControlLink>(std::move(socket), pid);
-  link.progress = std::shared_ptr<const RankProgress>(shared, &reinterpret_cast<RankPage*>(shared->bell_page.data())->progress);
+  link.progress = std::shared_ptr<const RankProgress>(
+      shared, &reinterpret_cast<RankPage*>(shared->bell_page.data())->progress);
   link.transport = name();
   return link;
 }
@@ -120,10 +122,10 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
   Token token{};
   from_hex(addresses[static_cast<size_t>(rank)].token, token);
   std::map<int, Link> links;
-  for (auto& greeting : accept_greetings(
-           listener_.get(), token, expected, deadline, [rank](const std::string& why) {
-             log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
-           })) {
+  for (auto& greeting :
+       accept_greetings(listener_.get(), token, expected, deadline, [rank](const std::string& why) {
+         log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
+       })) {
     send_hello(greeting.socket.get(), hello_to(greeting.hello.rank), mine);
     links[greeting.hello.rank] = make_link(rank, greeting.hello.rank, std::move(greeting.socket),
                                            std::move(greeting.passed));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Shared memory between ranks of one host.
 //
-// Every rank owns an inbox: an anonymous segment with its doorbell and two rings for each peer. It is
-// passed by descriptor over an abstract unix socket, so nothing has a name in the file system and
-// nothing stays behind after a crash; the socket lives on as the control link. Ranks that are threads of
-// one process are served the same way.
+// Every rank owns an inbox: an anonymous segment with its doorbell and two rings for each peer. It
+// is passed by descriptor over an abstract unix socket, so nothing has a name in the file system
+// and nothing stays behind after a crash; the socket lives on as the control link. Ranks that are
+// threads of one process are served the same way.
 #pragma once
 
 #include "base/fd.h"

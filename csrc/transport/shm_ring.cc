@@ -69,10 +69,10 @@ ShmChannel::ShmChannel(std::shared_ptr<ShmPeer> peer, std::shared_ptr<Mapping> i
     : peer_(std::move(peer)),
       inbox_(std::move(inbox)),
       layout_(layout),
-      producer_(send_ring, layout,
-                &reinterpret_cast<RankPage*>(peer_->bell_page.data())->bell, peer_->event_fd.get()),
-      consumer_(receive_ring, layout,
-                &reinterpret_cast<RankPage*>(peer_->bell_page.data())->bell, peer_->event_fd.get()) {}
+      producer_(send_ring, layout, &reinterpret_cast<RankPage*>(peer_->bell_page.data())->bell,
+                peer_->event_fd.get()),
+      consumer_(receive_ring, layout, &reinterpret_cast<RankPage*>(peer_->bell_page.data())->bell,
+                peer_->event_fd.get()) {}
 
 std::byte* ShmChannel::try_reserve(size_t payload_bytes) {
   PYCOMM_ASSERT(payload_bytes <= layout_.segment_bytes, payload_bytes, " > ",

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Single-producer single-consumer ring of frames in shared memory, and the channel made of two rings.
+// Single-producer single-consumer ring of frames in shared memory, and the channel made of two
+// rings.
 //
 // Every slot has a header of one cache line at a fixed place and a payload area elsewhere. The
-// producer publishes by storing the frame's number into the header; the consumer polls that very line,
-// so that a small frame costs one cache-line transfer: number, header and up to 16 bytes of payload
-// come together. The consumer gives slots back through `consumed`, which the producer reads only when
-// it believes the ring to be full.
-// One thread per side. The ring's memory belongs to the receiving rank's inbox; the channel only
-// points into it.
+// producer publishes by storing the frame's number into the header; the consumer polls that very
+// line, so that a small frame costs one cache-line transfer: number, header and up to 16 bytes of
+// payload come together. The consumer gives slots back through `consumed`, which the producer reads
+// only when it believes the ring to be full. One thread per side. The ring's memory belongs to the
+// receiving rank's inbox; the channel only points into it.
 #pragma once
 
 #include <atomic>
@@ -71,8 +71,8 @@ class RingConsumer {
 
 // What two channels to the same peer share: the peer's doorbell and ring memory.
 struct ShmPeer {
-  Mapping outbox;    // our rings in the peer's inbox
-  Mapping bell_page; // the first page of the peer's inbox
+  Mapping outbox;     // our rings in the peer's inbox
+  Mapping bell_page;  // the first page of the peer's inbox
   Fd event_fd;
 };
 

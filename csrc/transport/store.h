@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// All that rendezvous needs of a key-value store: publish a value, wait for a value. c10d's Store is
-// adapted in csrc/torch; MemoryStore serves ranks that are threads of one process, in tests.
+// All that rendezvous needs of a key-value store: publish a value, wait for a value. c10d's Store
+// is adapted in csrc/torch; MemoryStore serves ranks that are threads of one process, in tests.
 #pragma once
 
 #include <condition_variable>

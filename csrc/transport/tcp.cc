@@ -54,17 +54,19 @@ Fd connect_to(const PeerAddress& peer, const LocalInterface& from, Deadline dead
   if (error == EINPROGRESS) {
     pollfd fd{socket.get(), POLLOUT, 0};
     socklen_t size = sizeof(error);
-    if (::poll(&fd, 1, deadline.remaining_ms_at_most(1 << 30)) == 0) error = ETIMEDOUT;
-    else ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+    if (::poll(&fd, 1, deadline.remaining_ms_at_most(1 << 30)) == 0)
+      error = ETIMEDOUT;
+    else
+      ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size);
   }
   if (error != 0) {
-    throw CommError(Failure{
-        FailureKind::peer_failure,
-        str("cannot connect to rank ", peer.rank, " on host ", peer.host, " at ", peer.ip, ":",
-            peer.port, " (its interface ", peer.interface, ") from ", from.ip, " (interface ",
-            from.name, "): ", std::strerror(error),
-            "; set PYCOMM_SOCKET_IFNAME to an interface that reaches the other hosts"),
-        {peer.rank}});
+    throw CommError(
+        Failure{FailureKind::peer_failure,
+                str("cannot connect to rank ", peer.rank, " on host ", peer.host, " at ", peer.ip,
+                    ":", peer.port, " (its interface ", peer.interface, ") from ", from.ip,
+                    " (interface ", from.name, "): ", std::strerror(error),
+                    "; set PYCOMM_SOCKET_IFNAME to an interface that reaches the other hosts"),
+                {peer.rank}});
   }
   tune(socket.get());
   return socket;
@@ -138,10 +140,10 @@ std::vector<Link> TcpTransport::connect(const std::vector<PeerAddress>& addresse
   }
   Token token{};
   from_hex(addresses[static_cast<size_t>(rank)].token, token);
-  for (auto& greeting : accept_greetings(
-           listener_.get(), token, expected, deadline, [rank](const std::string& why) {
-             log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
-           })) {
+  for (auto& greeting :
+       accept_greetings(listener_.get(), token, expected, deadline, [rank](const std::string& why) {
+         log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
+       })) {
     const int peer = greeting.hello.rank;
     const uint32_t purpose = greeting.hello.purpose;
     if (peer <= rank || !sockets.count(peer) || purpose >= per_peer) continue;

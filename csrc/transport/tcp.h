@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // TCP between ranks, on one chosen interface.
 //
-// Per pair: one control connection and, for each lane, `connections` data connections. The listener is
-// bound to the chosen address only, closed when set-up ends, and refuses whoever has no token.
+// Per pair: one control connection and, for each lane, `connections` data connections. The listener
+// is bound to the chosen address only, closed when set-up ends, and refuses whoever has no token.
 #pragma once
 
 #include <string>

@@ -45,7 +45,8 @@ int TcpChannel::socket_of(uint64_t number) const {
 
 void TcpChannel::lost(const std::string& why) const {
   throw CommError(Failure{FailureKind::peer_failure,
-                          str("the connection to ", peer_, " is lost: ", why), {peer_rank_}});
+                          str("the connection to ", peer_, " is lost: ", why),
+                          {peer_rank_}});
 }
 
 std::byte* TcpChannel::try_reserve(size_t payload_bytes) {
@@ -115,8 +116,8 @@ bool TcpChannel::receive_frame(uint64_t number) {
     const size_t total = in_header ? sizeof(TcpFrameHeader)
                                    : sizeof(TcpFrameHeader) + one.header().frame.payload_bytes;
     if (one.moved == total) break;
-    const auto got = ::recv(socket_of(number), one.bytes.get() + one.moved, total - one.moved,
-                            MSG_DONTWAIT);
+    const auto got =
+        ::recv(socket_of(number), one.bytes.get() + one.moved, total - one.moved, MSG_DONTWAIT);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) return false;
     if (got < 0) lost(std::strerror(errno));

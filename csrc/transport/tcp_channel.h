@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Frames over several TCP connections to one peer.
 //
-// Frame number k travels on connection k mod n, so the receiver knows where the next one will arrive and
-// order needs no reassembly. Every frame carries its number and a CRC-32C of header and payload. Both
-// sides keep kSlots frames in private memory; sockets never block.
-// One thread per side, as Channel says. The channel owns its sockets.
+// Frame number k travels on connection k mod n, so the receiver knows where the next one will
+// arrive and order needs no reassembly. Every frame carries its number and a CRC-32C of header and
+// payload. Both sides keep kSlots frames in private memory; sockets never block. One thread per
+// side, as Channel says. The channel owns its sockets.
 #pragma once
 
 #include <memory>
@@ -61,9 +61,9 @@ class TcpChannel final : public Channel {
   size_t segment_bytes_;
   std::vector<Slot> sending_;
   std::vector<Slot> receiving_;
-  std::vector<bool> received_;   // by slot: whole and verified
-  uint64_t committed_ = 0;       // frames handed over by the engine
-  uint64_t sent_ = 0;            // frames the kernel has taken whole, in order
+  std::vector<bool> received_;  // by slot: whole and verified
+  uint64_t committed_ = 0;      // frames handed over by the engine
+  uint64_t sent_ = 0;           // frames the kernel has taken whole, in order
   uint64_t consumed_ = 0;
 };
 

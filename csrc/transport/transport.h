@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// A transport makes channels to those peers it reaches. Which one serves a pair is data: the first in
-// the group's list for which reaches(mine, theirs) holds on both sides.
+// A transport makes channels to those peers it reaches. Which one serves a pair is data: the first
+// in the group's list for which reaches(mine, theirs) holds on both sides.
 //
-// Used by one thread during set-up. A transport owns its listener; the links it returns own everything
-// else and outlive it.
+// Used by one thread during set-up. A transport owns its listener; the links it returns own
+// everything else and outlive it.
 #pragma once
 
 #include <memory>
@@ -28,7 +28,7 @@ struct Link {
   std::unique_ptr<ControlLink> control;
   std::string_view transport = "self";
   std::shared_ptr<const RankProgress> progress;  // null where it cannot be seen (tcp)
-  std::vector<int> sockets;  // to watch for data; owned by the channels
+  std::vector<int> sockets;                      // to watch for data; owned by the channels
 };
 
 class Transport {

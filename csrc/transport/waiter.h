@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The one home of the waiting policy: spin briefly, yield, then sleep until a channel may have moved.
+// The one home of the waiting policy: spin briefly, yield, then sleep until a channel may have
+// moved.
 //
-// Waiter knows what to sleep on: the rank's doorbell alone, or its eventfd together with the sockets of
-// peers on other hosts. Backoff counts one caller's fruitless tries. Any number of threads may sleep on
-// one Waiter, each with its own Backoff. The doorbell must outlive the Waiter.
+// Waiter knows what to sleep on: the rank's doorbell alone, or its eventfd together with the
+// sockets of peers on other hosts. Backoff counts one caller's fruitless tries. Any number of
+// threads may sleep on one Waiter, each with its own Backoff. The doorbell must outlive the Waiter.
 #pragma once
 
 #include <chrono>
@@ -40,8 +41,8 @@ class Backoff {
  public:
   Backoff(int spins, int yields) : spins_(spins), yields_(yields) {}
   void reset() { tries_ = 0; }
-  // Pauses the processor or yields it; returns Pause::sleep, having done nothing, when it is time to
-  // sleep.
+  // Pauses the processor or yields it; returns Pause::sleep, having done nothing, when it is time
+  // to sleep.
   Pause pause();
 
  private:

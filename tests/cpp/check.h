@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The whole test framework of the C++ tests: TEST("a sentence") { CHECK(x == y, "context"); }.
-// Each tests/cpp/*_test.cc is one program; `main` runs all tests, or those whose name contains argv[1].
+// Each tests/cpp/*_test.cc is one program; `main` runs all tests, or those whose name contains
+// argv[1].
 #pragma once
 
 #include <cstdio>
@@ -39,14 +40,15 @@ std::string join(const Parts&... parts) {
 #define CHECK_JOIN2(a, b) a##b
 #define CHECK_JOIN(a, b) CHECK_JOIN2(a, b)
 #define TEST(sentence) TEST_AT(sentence, __LINE__)
-#define TEST_AT(sentence, line)                                                            \
-  static void CHECK_JOIN(test_, line)();                                                   \
-  static check::Register CHECK_JOIN(register_, line)(sentence, CHECK_JOIN(test_, line));   \
+#define TEST_AT(sentence, line)                                                          \
+  static void CHECK_JOIN(test_, line)();                                                 \
+  static check::Register CHECK_JOIN(register_, line)(sentence, CHECK_JOIN(test_, line)); \
   static void CHECK_JOIN(test_, line)()
-#define CHECK(condition, ...)                                                              \
-  do {                                                                                     \
-    if (!(condition))                                                                      \
-      throw check::Failed(check::join(__FILE__, ":", __LINE__, ": ", #condition, ": ", "" __VA_OPT__(,) __VA_ARGS__)); \
+#define CHECK(condition, ...)                                                          \
+  do {                                                                                 \
+    if (!(condition))                                                                  \
+      throw check::Failed(check::join(__FILE__, ":", __LINE__, ": ", #condition, ": ", \
+                                      "" __VA_OPT__(, ) __VA_ARGS__));                 \
   } while (false)
 
 int main(int argc, char** argv) {
