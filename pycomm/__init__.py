@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """pycomm: collective communication for PyTorch.
 
-Importing this registers the backend "pycomm" and does nothing else; where pycomm is installed even the
-import is not needed:
+Importing this registers the backend "pycomm" and does nothing else; where pycomm is installed even
+the import is not needed:
 
     import torch, torch.distributed as dist
     dist.init_process_group("pycomm")          # under torchrun

@@ -14,6 +14,8 @@ from pycomm.options import Options
 
 _live: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _exit_reason = "its process exited without destroy_process_group()"
+# A notice to the peers has room for 479 bytes, and says more than this text.
+_REASON_BYTES = 240
 
 
 def create(options: Any, pg_options: Any) -> Any:
@@ -68,7 +70,7 @@ def _from_backend_options(given: Any) -> Options:
 
 
 def _store_host(store: Any) -> str:
-    """The host of the TCPStore under any prefixes, so that tcp uses the interface that reaches it."""
+    """The host of the TCPStore under any prefixes: tcp uses the interface that reaches it."""
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     return str(getattr(store, "host", "") or os.environ.get("MASTER_ADDR", ""))
@@ -88,7 +90,8 @@ def _watch_exit() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         global _exit_reason
-        _exit_reason = f"its process ended with {kind.__name__}: {error}"
+        reason = f"its process ended with {kind.__name__}: {error}".encode(errors="replace")
+        _exit_reason = reason[:_REASON_BYTES].decode(errors="ignore")
         previous(kind, error, trace)
 
     sys.excepthook = hook

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Every error pycomm raises. docs/errors.md lists causes and remedies.
 
-UsageError is the caller's mistake, raised at the call; the group stays usable. CommError and its kinds
-mean that something happened to the group: it is dead afterwards, on every rank, and each later call
-repeats the first cause. Both are RuntimeErrors, as torch's own backends raise.
+UsageError is the caller's mistake, raised at the call; the group stays usable. CommError and its
+kinds mean that something happened to the group: it is dead afterwards, on every rank, and each
+later call repeats the first cause. Both are RuntimeErrors, as torch's own backends raise.
 """
 
 from torch.distributed import DistBackendError
@@ -13,7 +13,7 @@ class UsageError(ValueError, RuntimeError):
     """The call cannot work: the text says what was given, what is expected and what to do."""
 
 
-class CommError(DistBackendError):  # type: ignore[misc]
+class CommError(DistBackendError):
     """The group has failed. `ranks` are the culprits, as ranks of the group, if they are known."""
 
     ranks: tuple[int, ...] = ()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Read the flight recorder: `python -m pycomm flight DIR/pycomm_flight_*.json`.
 
-A group records its last operations. PYCOMM_FLIGHT_DIR makes every rank leave its record there when the
-group fails; dump() writes one on request.
+A group records its last operations. PYCOMM_FLIGHT_DIR makes every rank leave its record there when
+the group fails; dump() writes one on request.
 """
 
 import argparse
@@ -20,9 +20,9 @@ def record(group: Any = None) -> dict[str, Any]:
         group: A process group on backend pycomm; None: the default group.
 
     Returns:
-        {"rank", "world_size", "failure", "entries": [...]}, oldest entry first. An entry has sequence,
-        collective, op, dtype, count (elements), root, peer, algorithm, state and its times in
-        microseconds since the group was made, -1 where it has not happened.
+        {"rank", "world_size", "failure", "entries": [...]}, oldest entry first. An entry has
+        sequence, collective, op, dtype, count (elements), root, peer, algorithm, state and its
+        times in microseconds since the group was made, -1 where it has not happened.
     """
     import torch
     import torch.distributed as dist
@@ -43,7 +43,9 @@ def compare(records: list[dict[str, Any]]) -> list[str]:
     """Returns one line for each thing the ranks' records disagree about; local."""
     lines = []
     for one in records:
-        done = [e["sequence"] for e in one["entries"] if _is_collective(e) and e["state"] == "completed"]
+        done = [
+            e["sequence"] for e in one["entries"] if _is_collective(e) and e["state"] == "completed"
+        ]
         pending = [e for e in one["entries"] if e["state"] not in ("completed",)]
         where = "; ".join(f"{e['collective']} #{e['sequence']} {e['state']}" for e in pending[:3])
         lines.append(
@@ -78,6 +80,9 @@ def run(given: argparse.Namespace) -> int:
         records = [json.loads(path.read_text()) for path in given.files]
         print("\n".join(compare(sorted(records, key=lambda one: int(one["rank"])))))
     except (OSError, ValueError, KeyError) as error:
-        print(f"flight: cannot read a dump: {error!r}; expected files that pycomm wrote", file=sys.stderr)
+        print(
+            f"flight: cannot read a dump: {error!r}; expected files that pycomm wrote",
+            file=sys.stderr,
+        )
         return 2
     return 0

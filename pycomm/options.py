@@ -27,7 +27,9 @@ def _seconds(name: str, value: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e9:
-        raise UsageError(f"{name}={value!r}: expected a number of seconds, 0 or more, such as 3 or 0.5")
+        raise UsageError(
+            f"{name}={value!r}: expected a number of seconds, 0 or more, such as 3 or 0.5"
+        )
     return seconds
 
 
@@ -56,8 +58,8 @@ def _transports(name: str, value: str) -> str:
         return ",".join(_TRANSPORTS)
     if not names or any(one not in _TRANSPORTS for one in names):
         raise UsageError(
-            f"{name}={value!r}: expected auto, or a comma-separated list of {', '.join(_TRANSPORTS)} "
-            "in order of preference"
+            f"{name}={value!r}: expected auto, or a comma-separated list of "
+            f"{', '.join(_TRANSPORTS)} in order of preference"
         )
     return value
 
@@ -92,15 +94,15 @@ class Options:
 
     Attributes:
         timeout_s: Seconds an operation may take. Default: what torch was given, 30 minutes.
-        detect_timeout_s: Seconds a rank may be silent while others wait for it before it is declared
-            dead; 0 never. Default 3. PYCOMM_DETECT_TIMEOUT.
+        detect_timeout_s: Seconds a rank may be silent while others wait for it before it is
+            declared dead; 0 never. Default 3. PYCOMM_DETECT_TIMEOUT.
         connect_timeout_s: Seconds set-up may take. Default 60. PYCOMM_CONNECT_TIMEOUT.
         transport: "auto", or a comma-separated list of shm and tcp in order of preference.
             PYCOMM_TRANSPORT.
         algorithm: "ring" or "all_reduce=ring,broadcast=direct"; default: chosen by size.
             PYCOMM_ALGO.
-        socket_interface: Network interface names for tcp, comma separated; default: the route to the
-            store's host. PYCOMM_SOCKET_IFNAME.
+        socket_interface: Network interface names for tcp, comma separated; default: the route to
+            the store's host. PYCOMM_SOCKET_IFNAME.
         tcp_connections: Data connections per pair of ranks and lane, 1 to 16. Default 2.
             PYCOMM_TCP_CONNECTIONS.
         segment_bytes: Bytes of one frame's payload, a multiple of 4096. Default by world size.
@@ -135,7 +137,8 @@ class Options:
         unknown = [n for n in environment if n.startswith("PYCOMM_") and not _known(n)]
         if unknown:
             warnings.warn(
-                f"{', '.join(sorted(unknown))}: no such setting; pycomm reads {', '.join(VARIABLES)}",
+                f"{', '.join(sorted(unknown))}: no such setting; "
+                f"pycomm reads {', '.join(VARIABLES)}",
                 stacklevel=3,
             )
         values: dict[str, Any] = {}

@@ -63,7 +63,13 @@ def cost(
     """
     return dict(
         load().plan_cost(
-            collective, algorithm, world_size, tensor_bytes, alpha_s, beta_s_per_byte, gamma_s_per_byte
+            collective,
+            algorithm,
+            world_size,
+            tensor_bytes,
+            alpha_s,
+            beta_s_per_byte,
+            gamma_s_per_byte,
         )
     )
 
@@ -75,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("world_size", nargs="?", type=int, default=4, help="ranks (default 4)")
     parser.add_argument("--rank", type=int, help="only this rank's steps")
     parser.add_argument("--root", type=int, default=0, help="of rooted collectives (default 0)")
-    parser.add_argument("--bytes", type=int, default=1 << 20, help="tensor size to cost (default 1 MiB)")
+    parser.add_argument(
+        "--bytes", type=int, default=1 << 20, help="tensor size to cost (default 1 MiB)"
+    )
 
 
 def run(given: argparse.Namespace) -> int:

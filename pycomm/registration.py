@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Makes torch.distributed know the backend name "pycomm", without loading the extension module.
 
-`autoload` runs at the end of every `import torch` in an environment that has pycomm (entry-point group
-torch.backends); torch 2.14 and later call `register` when the name is first asked for
+`autoload` runs at the end of every `import torch` in an environment that has pycomm (entry-point
+group torch.backends); torch 2.14 and later call `register` when the name is first asked for
 (torch.distributed.backends). Both may run any number of times.
 """
 
@@ -23,8 +23,8 @@ def register() -> None:
     backend = dist.Backend
     if "PYCOMM" not in backend._plugins:
         backend.register_backend("pycomm", _create, extended_api=True, devices=["cpu", "cuda"])
-    # Before 2.14 torch looks the first plugin's upper-case name up among lower-case ones to find the
-    # type of the default group and never matches; a lower-case alias in front makes
+    # Before 2.14 torch looks the first plugin's upper-case name up among lower-case ones to find
+    # the type of the default group and never matches; a lower-case alias in front makes
     # "cpu:pycomm,cuda:pycomm" work. Nothing else reads it.
     if _torch_version() < (2, 14) and "pycomm" not in backend._plugins:
         backend._plugins = {"pycomm": backend._plugins["PYCOMM"], **backend._plugins}
