@@ -46,6 +46,11 @@ inline constexpr auto kDetectTimeout = 3s;
 // A gap this long between two looks means that this process itself was stopped: peers get a fresh
 // start.
 inline constexpr auto kSelfStall = 500ms;
+// How long a symptom waits for its cause to become known: a watcher hears of a death within
+// milliseconds, an answer to a ping takes no longer.
+inline constexpr auto kEchoPatience = 100ms;
+// A message may arrive this much later than the farewell of the rank that sent it.
+inline constexpr auto kFarewellPatience = 1s;
 
 inline constexpr auto kConnectTimeout = 60s;
 inline constexpr int kTcpConnections = 2;

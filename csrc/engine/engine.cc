@@ -215,7 +215,7 @@ void Engine::execute(Operation& operation, bool with_messages) {
       const auto progress = executor_.advance();
       if (progress == Executor::Progress::done) break;
       if (progress == Executor::Progress::failed) {
-        why = executor_.failure();
+        why = explain(executor_.failure());
         break;
       }
       bool moved = progress == Executor::Progress::moved;
@@ -239,7 +239,7 @@ void Engine::execute(Operation& operation, bool with_messages) {
     }
     if (!why && operation.after) operation.after();
   } catch (const CommError& error) {
-    why = error.failure();
+    why = explain(error.failure());
   } catch (const std::exception& error) {
     why = {FailureKind::system, error.what(), {mesh_->rank()}};
   }
@@ -261,21 +261,50 @@ Failure Engine::inspect(const Operation& operation, const std::vector<int>& awai
     // What it completed it has sent whole.
     if (!departure || (!is_message(operation) && operation.sequence <= departure->completed))
       continue;
-    return {FailureKind::peer_failure,
-            str(mesh_->describe(peer), " has left the group: ", departure->reason, "; ",
-                liveness_.how_far(peer)),
-            {peer}};
+    return has_left(peer, *departure);
   }
-  if (operation.deadline.expired()) {
-    Failure timeout{FailureKind::timeout, {}, awaited};
-    timeout.text =
-        str("timed out after ", std::chrono::duration<double>(operation.timeout).count(), " s");
-    for (const int peer : awaited) {
-      timeout.text += str("; waiting for ", mesh_->describe(peer), ": ", liveness_.how_far(peer));
-    }
-    return timeout;
-  }
+  if (operation.deadline.expired()) return timed_out(operation, awaited);
   return liveness_.look(vigil, awaited);
+}
+
+Failure Engine::has_left(int peer, const Liveness::Departure& departure) const {
+  return {FailureKind::peer_failure,
+          str(mesh_->describe(peer), " has left the group: ", departure.reason, "; ",
+              liveness_.how_far(peer)),
+          {peer}};
+}
+
+// Whom we wait for may itself wait for another: the ranks that never arrived are to blame, wherever
+// they are, and only when there is none those that we wait for.
+Failure Engine::timed_out(const Operation& operation, const std::vector<int>& awaited) {
+  auto culprits = awaited;
+  if (!is_message(operation)) {
+    const auto absent = liveness_.not_arrived_at(operation.sequence);
+    if (!absent.empty()) culprits = absent;
+  }
+  Failure timeout{FailureKind::timeout, {}, culprits};
+  timeout.text =
+      str("timed out after ", std::chrono::duration<double>(operation.timeout).count(), " s");
+  for (const int peer : culprits) {
+    timeout.text += str("; waiting for ", mesh_->describe(peer), ": ", liveness_.how_far(peer));
+  }
+  return timeout;
+}
+
+// A broken data connection is mostly the echo of a death that the watcher is about to hear of, or
+// of a rank that raised over another's death and is gone by now. The watcher knows more, so it gets
+// a moment to speak first.
+Failure Engine::explain(Failure found) const {
+  if (found.kind != FailureKind::peer_failure || found.ranks.size() != 1) return found;
+  const int peer = found.ranks.front();
+  const auto patience = Deadline::after(kEchoPatience);
+  while (!failed_.load(std::memory_order_acquire) && !patience.expired()) {
+    if (const auto departure = liveness_.departure(peer)) return has_left(peer, *departure);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  if (failed_.load(std::memory_order_acquire)) return failure();
+  found.text = str(mesh_->describe(peer), ": ", found.text, "; ", liveness_.how_far(peer));
+  return found;
 }
 
 void Engine::fail(const Failure& failure, bool heard) {
@@ -283,12 +312,14 @@ void Engine::fail(const Failure& failure, bool heard) {
     const std::lock_guard lock(failure_mutex_);
     if (failure_) return;
     failure_ = failure;
+    // Peers are told before anybody here learns: who raises may end this process at once, and then
+    // its end must not be the first thing that peers hear of.
+    if (!heard && mesh_->world_size() > 1) liveness_.tell_failure(failure);
     failed_.store(true, std::memory_order_release);
   }
   if (!heard && failure.kind != FailureKind::aborted) {
     log(LogLevel::error, mesh_->rank(), failure.text);
   }
-  if (!heard && mesh_->world_size() > 1) liveness_.tell_failure(failure);
   mesh_->waiter().wake();
   queue_changed_.notify_all();
   if (options_.flight_dir.empty() || failure.kind == FailureKind::aborted) return;

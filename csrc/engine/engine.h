@@ -79,6 +79,10 @@ class Engine {
   Failure inspect(const Operation& operation, const std::vector<int>& awaited,
                   Liveness::Vigil& vigil);
   Failure inspect_messages(Liveness::Vigil& vigil);
+  Failure has_left(int peer, const Liveness::Departure& departure) const;
+  Failure timed_out(const Operation& operation, const std::vector<int>& awaited);
+  Failure explain(Failure found) const;
+  bool gone_silent(int peer) const;
   void complete(Operation& operation, Failure why);
   void fail(const Failure& failure, bool heard);
   void fail_messages();

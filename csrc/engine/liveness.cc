@@ -5,7 +5,9 @@
 #include <sys/eventfd.h>
 
 #include <algorithm>
+#include <thread>
 
+#include "base/deadline.h"
 #include "base/limits.h"
 
 namespace pycomm {
@@ -82,6 +84,7 @@ void Liveness::handle(int peer, const Notice& notice) {
   state.heard_ns = now_ns();
   state.begun = notice.begun;
   state.completed = notice.completed;
+  state.told_during = mesh_.progress().begun.load(std::memory_order_acquire);
   switch (notice.type) {
     case NoticeType::ping:
       mesh_.link(peer).control->send(make_notice(NoticeType::pong));
@@ -99,7 +102,7 @@ void Liveness::handle(int peer, const Notice& notice) {
     }
     case NoticeType::goodbye: {
       const std::lock_guard lock(mutex_);
-      state.departure = Departure{notice.completed, notice.get_text()};
+      state.departure = Departure{notice.completed, notice.get_text(), Clock::now()};
       break;
     }
   }
@@ -125,22 +128,64 @@ std::optional<Liveness::Departure> Liveness::departure(int peer) const {
   return peers_[static_cast<size_t>(peer)].departure;
 }
 
-std::string Liveness::how_far(int peer) const {
-  uint64_t begun = peers_[static_cast<size_t>(peer)].begun;
-  uint64_t completed = peers_[static_cast<size_t>(peer)].completed;
-  if (const auto& shown = const_cast<Mesh&>(mesh_).link(peer).progress) {
-    begun = shown->begun.load(std::memory_order_acquire);
-    completed = shown->completed.load(std::memory_order_acquire);
+// Shared memory shows it. Elsewhere there are the last notice and the fact that a collective
+// completes only when every rank has begun it, which means that all earlier ones are behind it.
+Liveness::Progress Liveness::progress_of(int peer) const {
+  if (const auto& shown = mesh_.link(peer).progress) {
+    return {shown->begun.load(std::memory_order_acquire),
+            shown->completed.load(std::memory_order_acquire), true};
   }
-  std::string text = completed ? str("its last completed operation is #", completed)
-                               : std::string("it had completed no operation");
+  const auto& told = peers_[static_cast<size_t>(peer)];
+  const uint64_t ours = mesh_.progress().completed.load(std::memory_order_acquire);
+  Progress known{told.begun, told.completed, false};
+  known.current = told.told_during == mesh_.progress().begun.load(std::memory_order_acquire) &&
+                  told.heard_ns != 0;
+  known.begun = std::max(known.begun, ours);
+  known.completed = std::max(known.completed, ours > 0 ? ours - 1 : 0);
+  return known;
+}
+
+std::string Liveness::how_far(int peer) const {
+  const auto known = progress_of(peer);
+  std::string text;
+  if (known.completed > 0) {
+    text = str("its last completed operation is #", known.completed);
+    if (!known.current) text += " or later";
+  } else if (known.current) {
+    text = "it had completed no operation";
+  } else {
+    text = "its last completed operation is not known here";
+    if (known.begun > 0) text += str(", it had begun #", known.begun);
+  }
   const uint64_t ours = mesh_.progress().begun.load(std::memory_order_acquire);
-  if (begun > completed) {
-    text += str(", it was in operation #", begun);
-  } else if (ours > begun) {
-    text += str(", it never arrived at operation #", begun + 1);
+  if (!known.current) return text;
+  if (known.begun > known.completed) {
+    text += str(", it was in operation #", known.begun);
+  } else if (ours > known.begun) {
+    text += str(", it never arrived at operation #", known.begun + 1);
   }
   return text;
+}
+
+std::vector<int> Liveness::not_arrived_at(uint64_t sequence) {
+  const auto asked = now_ns();
+  std::vector<int> silent;
+  for (int peer = 0; peer < mesh_.world_size(); ++peer) {
+    if (peer == mesh_.rank() || mesh_.link(peer).progress || departure(peer)) continue;
+    if (mesh_.link(peer).control->send(make_notice(NoticeType::ping))) silent.push_back(peer);
+  }
+  const auto patience = Deadline::after(kEchoPatience);
+  while (!silent.empty() && !patience.expired()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::erase_if(silent, [&](int peer) {
+      return peers_[static_cast<size_t>(peer)].heard_ns.load() >= asked;
+    });
+  }
+  std::vector<int> absent;
+  for (int peer = 0; peer < mesh_.world_size(); ++peer) {
+    if (peer != mesh_.rank() && progress_of(peer).begun < sequence) absent.push_back(peer);
+  }
+  return absent;
 }
 
 Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {

@@ -46,8 +46,13 @@ class Liveness {
   struct Departure {
     uint64_t completed = 0;  // its last collective
     std::string reason;
+    Clock::time_point at{};  // when we heard
   };
   std::optional<Departure> departure(int peer) const;
+
+  // The ranks that have not begun collective `sequence`. Asks those whose progress cannot be seen,
+  // which takes up to kEchoPatience.
+  std::vector<int> not_arrived_at(uint64_t sequence);
 
   void tell_failure(const Failure& failure);
   void say_goodbye(const std::string& reason);
@@ -58,9 +63,17 @@ class Liveness {
   struct Peer {
     std::atomic<int64_t> heard_ns{0};
     std::atomic<uint64_t> begun{0}, completed{0};  // as told in notices
+    std::atomic<uint64_t> told_during{0};          // our own collective at that time
     std::optional<Departure> departure;            // under mutex_
     bool closed = false;                           // watcher thread only
   };
+  // What is known about how far a peer is. Never more than it has done.
+  struct Progress {
+    uint64_t begun = 0;
+    uint64_t completed = 0;
+    bool current = false;  // it has done no more, as far as anybody can tell
+  };
+  Progress progress_of(int peer) const;
   Notice make_notice(NoticeType type) const;
   void read_notices(int peer);
   void handle(int peer, const Notice& notice);

@@ -54,10 +54,27 @@ bool PointToPoint::advance(std::vector<OperationPtr>& finished) {
     if (peer == mesh_.rank()) continue;
     Peer& state = peers_[static_cast<size_t>(peer)];
     if (!state.outgoing.empty()) moved |= send_some(peer, finished);
-    if (state.receiving || wanted_from(peer)) moved |= receive_some(peer, finished);
+    if (state.receiving || wanted_from(peer)) moved |= receive_if_open(peer, finished);
   }
   pending_.fetch_sub(finished.size() - before, std::memory_order_release);
   return moved || finished.size() != before;
+}
+
+// A rank that has left closes its lanes. That is no concern of a recv from any source: another rank
+// may still send.
+bool PointToPoint::receive_if_open(int peer, std::vector<OperationPtr>& finished) {
+  Peer& state = peers_[static_cast<size_t>(peer)];
+  const bool particular =
+      state.receiving || std::any_of(receives_.begin(), receives_.end(),
+                                     [peer](const OperationPtr& one) { return one->peer == peer; });
+  if (state.closed && !particular) return false;
+  try {
+    return receive_some(peer, finished);
+  } catch (const CommError& error) {
+    if (error.failure().kind != FailureKind::peer_failure || particular || state.receiving) throw;
+    state.closed = true;
+    return false;
+  }
 }
 
 bool PointToPoint::send_some(int peer, std::vector<OperationPtr>& finished) {
@@ -211,6 +228,12 @@ std::shared_ptr<Operation> PointToPoint::needs(int peer) {
     if (receive->peer == peer) return receive;
   }
   return nullptr;
+}
+
+bool PointToPoint::waits_for_any() {
+  const std::lock_guard lock(mutex_);
+  return std::any_of(receives_.begin(), receives_.end(),
+                     [](const OperationPtr& one) { return one->peer == kAnySource; });
 }
 
 std::vector<int> PointToPoint::awaited() {

@@ -39,6 +39,7 @@ class PointToPoint {
   // Peers that pending operations wait for (any-source: none), and the earliest that has expired.
   std::vector<int> awaited();
   std::shared_ptr<Operation> expired();
+  bool waits_for_any();
   // A pending operation that needs `peer`, or null.
   std::shared_ptr<Operation> needs(int peer);
 
@@ -58,7 +59,8 @@ class PointToPoint {
   };
   struct Peer {
     std::deque<Outgoing> outgoing;
-    uint64_t sent = 0;  // messages begun
+    uint64_t sent = 0;    // messages begun
+    bool closed = false;  // its lane broke while nobody wanted anything of it in particular
     bool receiving = false;
     Incoming incoming;
     std::list<Incoming> set_aside;  // whole messages, oldest first
@@ -71,6 +73,7 @@ class PointToPoint {
   bool take_set_aside(const OperationPtr& operation);
   void check_fits(int peer, const OpSignature& signature, const Operation& operation) const;
   bool wanted_from(int peer) const;
+  bool receive_if_open(int peer, std::vector<OperationPtr>& finished);
   size_t segment_bytes(DType dtype) const;
 
   Mesh& mesh_;

@@ -12,7 +12,7 @@ bool Engine::pump_messages() {
   try {
     moved = messages_.advance(finished);
   } catch (const CommError& error) {
-    fail(error.failure(), false);
+    fail(explain(error.failure()), false);
   }
   for (const auto& operation : finished) {
     Failure why;
@@ -33,10 +33,26 @@ void Engine::fail_messages() {
 
 Failure Engine::inspect_messages(Liveness::Vigil& vigil) {
   if (failed_.load(std::memory_order_acquire)) return failure();
-  const auto awaited = messages_.awaited();
+  auto awaited = messages_.awaited();
   for (const int peer : awaited) {
-    if (!liveness_.departure(peer)) continue;
-    if (const auto operation = messages_.needs(peer)) return inspect(*operation, {peer}, vigil);
+    if (!gone_silent(peer)) continue;
+    // Its last message may have come since we looked.
+    if (pump_messages() || !messages_.needs(peer)) return {};
+    if (failed_.load(std::memory_order_acquire)) return failure();
+    return has_left(peer, *liveness_.departure(peer));
+  }
+  if (messages_.waits_for_any()) {
+    awaited.clear();
+    for (int peer = 0; peer < mesh_->world_size(); ++peer) {
+      if (peer != mesh_->rank() && !gone_silent(peer)) awaited.push_back(peer);
+    }
+    if (awaited.empty()) {
+      if (pump_messages() || !messages_.waits_for_any()) return {};
+      const int peer = mesh_->rank() == 0 ? 1 : 0;
+      auto alone = has_left(peer, *liveness_.departure(peer));
+      alone.text = "no rank is left to receive from; " + alone.text;
+      return alone;
+    }
   }
   if (const auto late = messages_.expired()) {
     std::vector<int> peers;
@@ -44,6 +60,14 @@ Failure Engine::inspect_messages(Liveness::Vigil& vigil) {
     return inspect(*late, peers, vigil);
   }
   return liveness_.look(vigil, awaited);
+}
+
+// It has left, and nothing that it sent before can still be under way. Messages and farewell travel
+// on different connections between hosts; in shared memory what is sent is there.
+bool Engine::gone_silent(int peer) const {
+  const auto departure = liveness_.departure(peer);
+  if (!departure) return false;
+  return mesh_->link(peer).progress || Liveness::Clock::now() - departure->at > kFarewellPatience;
 }
 
 // A synchronous send or recv: moves all messages until its own is done.

@@ -7,11 +7,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace pycomm {
 
 void Notice::set_text(const std::string& value) {
-  const size_t bytes = std::min(value.size(), sizeof(text) - 1);
+  size_t bytes = std::min(value.size(), sizeof(text) - 1);
+  // Never half a character: Python will not take that for text.
+  while (bytes > 0 && bytes < value.size() && (value[bytes] & 0xc0) == 0x80) --bytes;
   std::memcpy(text, value.data(), bytes);
   text[bytes] = 0;
 }
@@ -43,6 +46,9 @@ ControlLink::Status ControlLink::receive(Notice& notice) {
     const auto got = ::recv(socket_.get(), piece, sizeof(Notice) - received_.size(), MSG_DONTWAIT);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) return Status::none;
+    // A peer that closed before it had read everything resets the connection. The kernel reports
+    // that once, ahead of what the peer said last, and that explains its end.
+    if (got < 0 && errno == ECONNRESET && !std::exchange(reset_, true)) continue;
     if (got <= 0) return Status::closed;
     received_.append(piece, static_cast<size_t>(got));
   }

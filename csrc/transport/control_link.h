@@ -59,6 +59,7 @@ class ControlLink {
   std::mutex sending_;
   std::string unsent_;    // the tail of a notice the kernel took only part of
   std::string received_;  // the beginning of the next notice
+  bool reset_ = false;
 };
 
 }  // namespace pycomm
