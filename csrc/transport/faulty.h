@@ -20,7 +20,7 @@ struct FaultPlan {
       kNever;  // committing this frame throws peer_failure, and all later ones
   uint64_t signal_before_frame = kNever;  // committing this frame first raises `signal`, once
   int signal = 0;
-  uint64_t delay_every = 0;  // every n-th try_reserve or try_peek says "not yet"
+  uint64_t delay_every = 0;  // only every n-th try_reserve and try_peek gets through
 };
 
 std::unique_ptr<Channel> make_faulty(std::unique_ptr<Channel> inner, FaultPlan faults,

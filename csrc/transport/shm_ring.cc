@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "transport/shm_ring.h"
 
+#include <cstring>
+
 #include "base/error.h"
 
 namespace pycomm {
@@ -32,12 +34,18 @@ std::byte* RingProducer::try_reserve(size_t payload_bytes) {
     consumed_seen_ = consumed_of(ring_).load(std::memory_order_acquire);
     if (produced_ - consumed_seen_ >= slots) return nullptr;
   }
+  reserved_bytes_ = payload_bytes;
   return payload_of(ring_, layout_, produced_, payload_bytes);
 }
 
 void RingProducer::commit(const FrameHeader& header) {
   auto& slot = header_of(ring_, layout_, produced_);
   slot.frame = header;
+  // The consumer looks for a small payload in the header's line, wherever it was written.
+  if (header.payload_bytes <= kInlinePayloadBytes && reserved_bytes_ > kInlinePayloadBytes) {
+    std::memcpy(slot.small_payload, payload_of(ring_, layout_, produced_, reserved_bytes_),
+                header.payload_bytes);
+  }
   slot.number.store(++produced_, std::memory_order_release);
   peer_->ring(peer_event_fd_);
 }

@@ -36,7 +36,11 @@ struct RingLayout {
   static constexpr size_t kConsumedOffset = 0;
   static constexpr size_t kHeadersOffset = 2 * kCacheLineBytes;
   size_t payload_offset() const { return kPageBytes; }
-  size_t bytes() const { return payload_offset() + segment_bytes * static_cast<size_t>(slots); }
+  // Whole pages: rings are mapped one by one.
+  size_t bytes() const {
+    const size_t used = payload_offset() + segment_bytes * static_cast<size_t>(slots);
+    return (used + kPageBytes - 1) / kPageBytes * kPageBytes;
+  }
 };
 
 class RingProducer {
@@ -53,6 +57,7 @@ class RingProducer {
   int peer_event_fd_;
   uint64_t produced_ = 0;
   uint64_t consumed_seen_ = 0;
+  size_t reserved_bytes_ = 0;
 };
 
 class RingConsumer {
