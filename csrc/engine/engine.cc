@@ -225,6 +225,11 @@ void Engine::execute(Operation& operation, bool with_messages) {
         vigil = {};
         continue;
       }
+      // Looked at before every pause: on a busy machine a row of yields may take a second.
+      if (failed_.load(std::memory_order_acquire)) {
+        why = failure();
+        break;
+      }
       if (pausing.pause() != Pause::sleep) continue;
       const auto ticket = mesh_->waiter().arm();
       if (executor_.advance() == Executor::Progress::blocked) {
