@@ -301,7 +301,13 @@ bool Executor::find_contradiction() {
   for (int peer = 0; peer < mesh_.world_size(); ++peer) {
     if (peer == mesh_.rank()) continue;
     ReceivedFrame frame;
-    if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) continue;
+    try {
+      if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) continue;
+    } catch (const CommError&) {
+      // A peer that is through with this operation may have left and closed the lane; advance() will
+      // say so if this rank still needs anything from it.
+      continue;
+    }
     auto theirs = OpSignature::unpack(frame.header.tag);
     if (theirs.sequence != signature_.sequence) continue;  // a peer may be ahead of us
     auto mine = signature_;

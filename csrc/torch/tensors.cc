@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "torch/tensors.h"
 
-#include <ATen/core/grad_mode.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/version.h>
 
 #include <sstream>
@@ -162,8 +163,8 @@ void OperationBuilder::set_op(const c10d::ReduceOp& op, const at::Tensor& exampl
   const auto dtype = dtype_of(operation_->collective, example);
   PYCOMM_USAGE(supports(wanted, dtype), name_of(operation_->collective), ": op ", name_of(wanted),
                " has no meaning on ", name_of(dtype),
-               "; bitwise ops need integers or bool, min and max need an order, avg and premul_sum "
-               "need numbers");
+               ", expected another op or dtype: bitwise ops need integers or bool, min and max need "
+               "an order, avg needs numbers, premul_sum floating or complex ones; convert the tensor");
   operation_->op = wanted;
   if (wanted == ReduceOp::premul_sum) {
     factor_ = premul_factor(op);
@@ -179,6 +180,10 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
   // Scaling must not touch an input that the caller keeps.
   const bool keep = factor_ && reads && !writes;
   at::Tensor memory = tensor;
+  PYCOMM_USAGE(!writes || at::has_internal_overlap(tensor) != at::MemOverlap::Yes,
+               name_of(operation_->collective), ": got an output ", describe(tensor), " with strides ",
+               tensor.strides(), ", several of whose elements share memory, expected one place for "
+               "each; call clone() or contiguous() on an expanded tensor first");
   if (!plain || keep) {
     const auto bare = tensor.detach();
     memory =
@@ -243,14 +248,16 @@ std::shared_ptr<Operation> OperationBuilder::take() {
   if (!pack_.empty() || !scaled_.empty()) {
     operation_->before = [pack = std::move(pack_), scaled = std::move(scaled_), factor = factor_,
                           dtype = operation_->dtype] {
-      const at::NoGradGuard no_grad;
+      // Tensors made in inference mode may only be written in it.
+      const c10::InferenceMode guard;
       for (const auto& one : pack) one.temporary.copy_(one.tensor);
       for (const auto& one : scaled) scale(dtype, one.data, one.count, *factor);
     };
   }
   if (!unpack_.empty()) {
     operation_->after = [unpack = std::move(unpack_)] {
-      const at::NoGradGuard no_grad;
+      // Tensors made in inference mode may only be written in it.
+      const c10::InferenceMode guard;
       for (const auto& one : unpack) one.tensor.copy_(one.temporary);
     };
   }
