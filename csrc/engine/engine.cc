@@ -238,7 +238,7 @@ void Engine::execute(Operation& operation, bool with_messages) {
         } else {
           why = inspect(operation, executor_.awaited(), vigil);
         }
-        if (!why) mesh_->waiter().sleep(ticket, kSleepSlice, executor_.unflushed());
+        if (!why) mesh_->waiter().sleep(ticket, kSleepSlice);
       }
       mesh_->waiter().disarm();
     }

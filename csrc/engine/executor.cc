@@ -21,7 +21,6 @@ void Executor::start(const Program& program, const Operation& operation) {
   program_ = &program;
   operation_ = &operation;
   failure_ = {};
-  flushing_ = false;
   first_ = 0;
   element_bytes_ = size_of(operation.dtype);
   segment_bytes_ = mesh_.segment_bytes() / element_bytes_ * element_bytes_;
@@ -142,7 +141,6 @@ bool Executor::flush() {
       all &= mesh_.channel(one.peer, Lane::collective).try_flush();
     }
   }
-  flushing_ = !all;
   return all;
 }
 

@@ -37,8 +37,6 @@ class Executor {
   // this rank expects nothing there (two ranks that disagree about the root). True when it failed
   // over one.
   bool find_contradiction();
-  // True while frames are committed that have not left this process.
-  bool unflushed() const { return flushing_; }
 
  private:
   struct Chunk {
@@ -78,7 +76,6 @@ class Executor {
   std::vector<uint32_t> sent_frames_, received_frames_;
   std::vector<std::byte> scratch_;
   std::vector<const void*> sources_;
-  bool flushing_ = false;
   Failure failure_;
 };
 

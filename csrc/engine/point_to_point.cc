@@ -43,7 +43,6 @@ bool PointToPoint::advance(std::vector<OperationPtr>& finished) {
   const std::lock_guard lock(mutex_);
   const size_t before = finished.size();
   bool moved = false;
-  unflushed_ = false;
   for (auto at = receives_.begin(); at != receives_.end();) {
     const auto here = at++;
     if (!take_set_aside(*here)) continue;
@@ -108,7 +107,6 @@ bool PointToPoint::send_some(int peer, std::vector<OperationPtr>& finished) {
     finished.push_back(out.operation);
     state.outgoing.pop_front();
   }
-  if (!state.outgoing.empty() && !channel.try_flush()) unflushed_ = true;
   return moved;
 }
 

@@ -33,8 +33,6 @@ class PointToPoint {
   bool advance(std::vector<std::shared_ptr<Operation>>& finished);
   // Everything still pending, removed: after a failure.
   std::vector<std::shared_ptr<Operation>> take_all();
-  // Frames are committed that have not left this process.
-  bool unflushed() const { return unflushed_; }
   size_t pending() const { return pending_.load(std::memory_order_acquire); }
   // Peers that pending operations wait for (any-source: none), and the earliest that has expired.
   std::vector<int> awaited();
@@ -81,7 +79,6 @@ class PointToPoint {
   std::vector<Peer> peers_;
   std::list<OperationPtr> receives_;  // posted and not yet matched, in order
   std::atomic<size_t> pending_{0};
-  std::atomic<bool> unflushed_{false};
 };
 
 }  // namespace pycomm

@@ -94,7 +94,7 @@ void Engine::run_message(const OperationPtr& operation) {
         fail(why, false);
         fail_messages();
       } else {
-        mesh_->waiter().sleep(ticket, kSleepSlice, messages_.unflushed());
+        mesh_->waiter().sleep(ticket, kSleepSlice);
       }
     }
     mesh_->waiter().disarm();
@@ -143,7 +143,7 @@ void Engine::drive_messages() {
         if (const auto why = inspect_messages(vigil)) {
           fail(why, false);
         } else {
-          mesh_->waiter().sleep(ticket, kSleepSlice, messages_.unflushed());
+          mesh_->waiter().sleep(ticket, kSleepSlice);
         }
       }
       mesh_->waiter().disarm();

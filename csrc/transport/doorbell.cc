@@ -15,8 +15,8 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free);
 
 void Doorbell::wake(int event_fd) {
   rings.fetch_add(1, std::memory_order_seq_cst);
-  if (futex_sleepers.load(std::memory_order_relaxed) != 0) futex_wake_all(rings);
-  if (poll_sleepers.load(std::memory_order_relaxed) != 0 && event_fd >= 0) {
+  if (futex_sleepers.load(std::memory_order_seq_cst) != 0) futex_wake_all(rings);
+  if (poll_sleepers.load(std::memory_order_seq_cst) != 0 && event_fd >= 0) {
     ::eventfd_write(event_fd, 1);
   }
 }

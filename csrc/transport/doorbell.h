@@ -22,7 +22,7 @@ struct alignas(kCacheLineBytes) Doorbell {
   std::atomic<uint32_t> poll_sleepers{0};
 
   // Whatever was published before this call is seen by a sleeper that armed itself, or the sleeper
-  // is woken: the fence pairs with the sequentially consistent increment in arm().
+  // is woken: the fence pairs with the one in arm().
   void ring(int event_fd) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (futex_sleepers.load(std::memory_order_relaxed) != 0 ||

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "transport/waiter.h"
 
-#include <poll.h>
 #include <sched.h>
-#include <sys/eventfd.h>
+#include <sys/epoll.h>
 
 #include <algorithm>
+
+#include "base/error.h"
 
 namespace pycomm {
 namespace {
@@ -20,38 +21,55 @@ void cpu_relax() {
 
 }  // namespace
 
-Waiter::Waiter(Doorbell* doorbell, int event_fd, std::vector<int> sockets)
-    : doorbell_(doorbell), event_fd_(event_fd), sockets_(std::move(sockets)) {}
+Waiter::Waiter(Doorbell* doorbell, int event_fd, const std::vector<int>& sockets)
+    : doorbell_(doorbell), event_fd_(event_fd) {
+  if (sockets.empty()) return;
+  epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
+  const auto watch = [&](int fd, uint32_t events) {
+    epoll_event event{};
+    event.events = events | EPOLLET;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+      throw_system("cannot watch a socket");
+    }
+  };
+  watch(event_fd_, EPOLLIN);
+  for (const int fd : sockets) watch(fd, EPOLLIN | EPOLLOUT);
+}
 
+// Which of the two a thread will sleep on shows only later.
 uint32_t Waiter::arm() {
-  auto& sleepers = sockets_.empty() ? doorbell_->futex_sleepers : doorbell_->poll_sleepers;
-  sleepers.fetch_add(1, std::memory_order_seq_cst);
+  doorbell_->futex_sleepers.fetch_add(1, std::memory_order_seq_cst);
+  if (epoll_) doorbell_->poll_sleepers.fetch_add(1, std::memory_order_seq_cst);
+  // Pairs with the fence in ring(): either the peer sees us armed, or we see what it published.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
   return doorbell_->rings.load(std::memory_order_seq_cst);
 }
 
-void Waiter::sleep(uint32_t ticket, std::chrono::nanoseconds timeout, bool want_write) {
-  if (sockets_.empty()) {
+void Waiter::sleep(uint32_t ticket, std::chrono::nanoseconds timeout) {
+  if (!epoll_ || watched_.exchange(true, std::memory_order_seq_cst)) {
     futex_wait(doorbell_->rings, ticket, timeout);
     return;
   }
-  if (doorbell_->rings.load(std::memory_order_seq_cst) != ticket) return;
-  std::vector<pollfd> fds;
-  fds.reserve(sockets_.size() + 1);
-  fds.push_back({event_fd_, POLLIN, 0});
-  const short events = static_cast<short>(POLLIN | (want_write ? POLLOUT : 0));
-  for (const int fd : sockets_) fds.push_back({fd, events, 0});
-  const auto ms = std::chrono::ceil<std::chrono::milliseconds>(timeout).count();
-  ::poll(fds.data(), fds.size(), static_cast<int>(std::min<long long>(ms, 1000)));
-  if (fds[0].revents & POLLIN) {
-    // Drained by whoever comes first; others see that `rings` has changed.
-    eventfd_t value;
-    ::eventfd_read(event_fd_, &value);
+  sleep_on_sockets(ticket, timeout);
+  watched_.store(false, std::memory_order_seq_cst);
+  // Whoever armed itself while we watched may wait for what we were told, and must watch from now
+  // on.
+  if (doorbell_->futex_sleepers.load(std::memory_order_seq_cst) > 1) {
+    doorbell_->rings.fetch_add(1, std::memory_order_seq_cst);
+    futex_wake_all(doorbell_->rings);
   }
 }
 
+void Waiter::sleep_on_sockets(uint32_t ticket, std::chrono::nanoseconds timeout) {
+  if (doorbell_->rings.load(std::memory_order_seq_cst) != ticket) return;
+  const auto ms = std::chrono::ceil<std::chrono::milliseconds>(timeout).count();
+  epoll_event events[16];  // what they say does not matter
+  ::epoll_wait(epoll_.get(), events, 16, static_cast<int>(std::min<long long>(ms, 1000)));
+}
+
 void Waiter::disarm() {
-  auto& sleepers = sockets_.empty() ? doorbell_->futex_sleepers : doorbell_->poll_sleepers;
-  sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  if (epoll_) doorbell_->poll_sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  doorbell_->futex_sleepers.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 void Waiter::wake() { doorbell_->wake(event_fd_); }

@@ -5,8 +5,14 @@
 // Waiter knows what to sleep on: the rank's doorbell alone, or its eventfd together with the
 // sockets of peers on other hosts. Backoff counts one caller's fruitless tries. Any number of
 // threads may sleep on one Waiter, each with its own Backoff. The doorbell must outlive the Waiter.
+//
+// Sockets are watched for changes, not for states (edge-triggered): data that nobody waits for yet,
+// or room in a connection that is not full, wakes nobody twice. A change is told to one thread, so
+// only one sleeps on the sockets at a time; the others sleep on the doorbell, and it wakes them
+// when it leaves.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <vector>
 
@@ -17,22 +23,25 @@ namespace pycomm {
 
 class Waiter {
  public:
-  // `sockets` are watched for reading; may be empty.
-  Waiter(Doorbell* doorbell, int event_fd, std::vector<int> sockets);
+  // `sockets` may be empty. All descriptors must stay open as long as anybody sleeps.
+  Waiter(Doorbell* doorbell, int event_fd, const std::vector<int>& sockets);
   Waiter(const Waiter&) = delete;
   Waiter& operator=(const Waiter&) = delete;
 
   // To sleep without losing a wake-up: arm, look once more, then sleep, then disarm.
   uint32_t arm();
-  void sleep(uint32_t ticket, std::chrono::nanoseconds timeout, bool want_write);
+  void sleep(uint32_t ticket, std::chrono::nanoseconds timeout);
   void disarm();
   // Wakes every sleeper of this rank, from any thread.
   void wake();
 
  private:
+  void sleep_on_sockets(uint32_t ticket, std::chrono::nanoseconds timeout);
+
   Doorbell* doorbell_;
   int event_fd_;
-  std::vector<int> sockets_;
+  Fd epoll_;                          // none: the doorbell alone
+  std::atomic<bool> watched_{false};  // some thread sleeps on the sockets
 };
 
 enum class Pause { spin, yield, sleep };
