@@ -8,6 +8,7 @@ way they take in any script. Ranks die with this process and this process with i
 """
 
 import ctypes
+import gc
 import json
 import os
 import select
@@ -88,6 +89,7 @@ if __name__ == "__main__":
     assert pycomm.Options
     import fault_scenarios
 
+    gc.freeze()  # what is loaded by now need not be copied for, or collected by, any rank
     job = next_job()
     # From here on this is a rank. Nothing catches what the scenario raises.
     fault_scenarios.run(job)
