@@ -6,6 +6,17 @@
 #include "torch/store.h"
 
 namespace pycomm {
+namespace {
+
+void check_peer(Collective collective, int peer, int rank, int world_size) {
+  PYCOMM_USAGE(peer >= 0 && peer < world_size, name_of(collective), ": got peer ", peer,
+               ", expected a rank of the group, 0 to ", world_size - 1,
+               "; name another rank, counted within this group");
+  PYCOMM_USAGE(peer != rank, name_of(collective), ": got peer ", peer,
+               ", which is this rank itself, expected another rank; copy the tensor instead");
+}
+
+}  // namespace
 
 Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size,
                  c10::intrusive_ptr<BackendOptions> options)
@@ -84,15 +95,12 @@ Backend::WorkPtr Backend::launch(const Call& call, OperationBuilder& builder, co
 Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, const char* title,
                                   Tensors& tensors, int peer, int tag) {
   PYCOMM_USAGE(tensors.size() == 1, name_of(collective), ": got ", tensors.size(),
-               " tensors, expected one (requires non-empty tensor list of one tensor)");
+               " tensors, expected one; send them one by one, or torch.cat() them (requires "
+               "non-empty tensor "
+               "list of one tensor)");
   check_tensor(collective, tensors[0]);
-  if (peer != kAnySource) {
-    PYCOMM_USAGE(peer >= 0 && peer < getSize(), name_of(collective), ": got peer ", peer,
-                 ", expected a rank of the group, 0 to ", getSize() - 1);
-    PYCOMM_USAGE(peer != getRank(), name_of(collective), ": rank ", peer,
-                 " was asked to exchange a message with itself; copy the tensor instead");
-  }
-  PYCOMM_USAGE(tag >= 0, name_of(collective), ": got tag ", tag, ", expected 0 or more");
+  PYCOMM_USAGE(tag >= 0, name_of(collective), ": got tag ", tag,
+               ", expected 0 or more; choose another tag");
   OperationBuilder builder(collective, c10d::kUnsetTimeout);
   builder.set_peer(peer, tag);
   const bool sends = collective == Collective::send;
@@ -102,14 +110,12 @@ Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, cons
 }
 
 Backend::WorkPtr Backend::send(Tensors& tensors, int peer, int tag) {
-  PYCOMM_USAGE(peer >= 0, "send: got peer ", peer, ", expected a rank of the group, 0 to ",
-               getSize() - 1);
+  check_peer(Collective::send, peer, getRank(), getSize());
   return message(Collective::send, c10d::OpType::SEND, "pycomm:send", tensors, peer, tag);
 }
 
 Backend::WorkPtr Backend::recv(Tensors& tensors, int peer, int tag) {
-  PYCOMM_USAGE(peer >= 0, "recv: got peer ", peer, ", expected a rank of the group, 0 to ",
-               getSize() - 1);
+  check_peer(Collective::recv, peer, getRank(), getSize());
   return message(Collective::recv, c10d::OpType::RECV, "pycomm:recv", tensors, peer, tag);
 }
 

@@ -8,9 +8,10 @@ namespace {
 using Tensors = Backend::Tensors;
 
 void check_one(Collective collective, const Tensors& tensors) {
-  PYCOMM_USAGE(
-      tensors.size() == 1, name_of(collective), ": got a list of ", tensors.size(),
-      " tensors, expected one tensor per rank (requires non-empty tensor list of one tensor)");
+  PYCOMM_USAGE(tensors.size() == 1, name_of(collective), ": got a list of ", tensors.size(),
+               " tensors, expected one tensor per rank; call once for each, or the coalesced "
+               "variant such as "
+               "all_reduce_coalesced (requires non-empty tensor list of one tensor)");
   check_tensor(collective, tensors[0]);
 }
 
@@ -19,7 +20,7 @@ void check_list(Collective collective, const Tensors& list, int world_size, cons
                 const char* what) {
   PYCOMM_USAGE(static_cast<int>(list.size()) == world_size, name_of(collective), ": got ",
                list.size(), " ", what, " tensors, expected one for each of ", world_size,
-               " ranks (invalid tensor list size)");
+               " ranks; make the list as long as the group (invalid tensor list size)");
   for (const auto& tensor : list) {
     check_tensor(collective, tensor);
     check_same_dtype(collective, tensor, like);
@@ -30,7 +31,7 @@ void check_block(Collective collective, const at::Tensor& block, const at::Tenso
                  const char* what) {
   PYCOMM_USAGE(block.numel() == input.numel(), name_of(collective), ": this rank's ", what, " is ",
                describe(block), " but should hold ", describe(input),
-               ", expected the same number of elements (invalid tensor size)");
+               ", expected the same number of elements; resize one of them (invalid tensor size)");
 }
 
 }  // namespace
@@ -105,9 +106,11 @@ std::shared_ptr<Operation> Backend::all_gather_one(const at::Tensor& output,
   check_tensor(Collective::all_gather, input);
   check_tensor(Collective::all_gather, output);
   check_same_dtype(Collective::all_gather, output, input);
-  PYCOMM_USAGE(output.numel() == input.numel() * getSize(), "all_gather: the output is ",
-               describe(output), ", expected ", getSize(), " times the input ", describe(input),
-               " (output tensor size must be equal to world_size times input tensor size)");
+  PYCOMM_USAGE(
+      output.numel() == input.numel() * getSize(), "all_gather: the output is ", describe(output),
+      ", expected ", getSize(), " times the input ", describe(input), "; make it hold ",
+      input.numel() * getSize(),
+      " elements (output tensor size must be equal to world_size times input tensor size)");
   OperationBuilder builder(Collective::all_gather, timeout);
   builder.add_split(output, getSize(), false, true);
   builder.add(input, true, false);
@@ -205,7 +208,8 @@ std::shared_ptr<Operation> Backend::reduce_scatter_one(const at::Tensor& output,
   check_same_dtype(Collective::reduce_scatter, output, input);
   PYCOMM_USAGE(input.numel() == output.numel() * getSize(), "reduce_scatter: the input is ",
                describe(input), ", expected ", getSize(), " times the output ", describe(output),
-               " (input tensor must be the same size as output size times world size)");
+               "; make it hold ", output.numel() * getSize(),
+               " elements (input tensor must be the same size as output size times world size)");
   OperationBuilder builder(Collective::reduce_scatter, timeout);
   builder.set_op(op, output);
   builder.add_split(input, getSize(), true, false);

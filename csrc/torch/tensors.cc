@@ -161,10 +161,11 @@ void OperationBuilder::set_peer(int peer, int tag) {
 void OperationBuilder::set_op(const c10d::ReduceOp& op, const at::Tensor& example) {
   const auto wanted = op_of(op);
   const auto dtype = dtype_of(operation_->collective, example);
-  PYCOMM_USAGE(supports(wanted, dtype), name_of(operation_->collective), ": op ", name_of(wanted),
-               " has no meaning on ", name_of(dtype),
-               ", expected another op or dtype: bitwise ops need integers or bool, min and max need "
-               "an order, avg needs numbers, premul_sum floating or complex ones; convert the tensor");
+  PYCOMM_USAGE(
+      supports(wanted, dtype), name_of(operation_->collective), ": op ", name_of(wanted),
+      " has no meaning on ", name_of(dtype),
+      ", expected another op or dtype: bitwise ops need integers or bool, min and max need "
+      "an order, avg needs numbers, premul_sum floating or complex ones; convert the tensor");
   operation_->op = wanted;
   if (wanted == ReduceOp::premul_sum) {
     factor_ = premul_factor(op);
@@ -181,8 +182,9 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
   const bool keep = factor_ && reads && !writes;
   at::Tensor memory = tensor;
   PYCOMM_USAGE(!writes || at::has_internal_overlap(tensor) != at::MemOverlap::Yes,
-               name_of(operation_->collective), ": got an output ", describe(tensor), " with strides ",
-               tensor.strides(), ", several of whose elements share memory, expected one place for "
+               name_of(operation_->collective), ": got an output ", describe(tensor),
+               " with strides ", tensor.strides(),
+               ", several of whose elements share memory, expected one place for "
                "each; call clone() or contiguous() on an expanded tensor first");
   if (!plain || keep) {
     const auto bare = tensor.detach();
@@ -222,15 +224,16 @@ void OperationBuilder::add_split(const at::Tensor& tensor, const std::vector<int
   }
   PYCOMM_USAGE(static_cast<int>(sizes.size()) == parts, name, ": got ", sizes.size(),
                " split sizes for the ", what, ", expected one for each of ", parts,
-               " ranks (invalid tensor size)");
+               " ranks; give one row count for each rank (invalid tensor size)");
   int64_t total = 0;
   for (const auto size : sizes) {
     PYCOMM_USAGE(size >= 0, name, ": got a negative split size ", size, " for the ", what,
-                 ", expected 0 or more (invalid tensor size)");
+                 ", expected 0 or more; give one row count for each rank (invalid tensor size)");
     total += size;
   }
-  PYCOMM_USAGE(total == rows, name, ": the split sizes of the ", what, " sum to ", total,
-               ", expected its ", rows, " rows (split sizes doesn't match total dim 0 size)");
+  PYCOMM_USAGE(
+      total == rows, name, ": the split sizes of the ", what, " sum to ", total, ", expected its ",
+      rows, " rows; give one row count for each rank (split sizes doesn't match total dim 0 size)");
   auto* data = memory_of(tensor, reads, writes);
   const auto row = rows ? static_cast<size_t>(tensor.numel() / rows) : 0;
   for (const auto size : sizes) {
