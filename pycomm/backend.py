@@ -4,7 +4,6 @@
 import atexit
 import os
 import sys
-import weakref
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +11,6 @@ from pycomm.errors import UsageError
 from pycomm.native import load
 from pycomm.options import Options
 
-_live: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _exit_reason = "its process exited without destroy_process_group()"
 # A notice to the peers has room for 479 bytes, and says more than this text.
 _REASON_BYTES = 240
@@ -42,7 +40,6 @@ def create(options: Any, pg_options: Any) -> Any:
     native.store_host = _store_host(options.store)
     _fill(native, values)
     backend = module.Backend(options.store, options.group_rank, options.group_size, native)
-    _live.add(backend)
     _watch_exit()
     return backend
 
@@ -98,5 +95,4 @@ def _watch_exit() -> None:
 
 
 def _close_all() -> None:
-    for backend in list(_live):
-        backend.close(_exit_reason, False)
+    load().close_all(_exit_reason)

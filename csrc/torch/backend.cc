@@ -3,10 +3,24 @@
 
 #include <ATen/record_function.h>
 
+#include <mutex>
+#include <set>
+
 #include "torch/store.h"
 
 namespace pycomm {
 namespace {
+
+// The backends of this process that have not been destroyed. Itself never destroyed: the last
+// backend may go after the statics.
+struct Live {
+  std::mutex mutex;
+  std::set<Backend*> backends;
+  static Live& get() {
+    static Live* const live = new Live;
+    return *live;
+  }
+};
 
 void check_peer(Collective collective, int peer, int rank, int world_size) {
   PYCOMM_USAGE(peer >= 0 && peer < world_size, name_of(collective), ": got peer ", peer,
@@ -38,9 +52,22 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   engine_options.group_name = options_->group_name;
   engine_ = std::make_unique<Engine>(std::move(mesh), std::move(engine_options));
   init();
+  const std::lock_guard lock(Live::get().mutex);
+  Live::get().backends.insert(this);
 }
 
-Backend::~Backend() { close("its process group object was dropped", false); }
+Backend::~Backend() {
+  {
+    const std::lock_guard lock(Live::get().mutex);
+    Live::get().backends.erase(this);
+  }
+  close("its process group object was dropped", false);
+}
+
+void Backend::close_all(const std::string& reason) {
+  const std::lock_guard lock(Live::get().mutex);
+  for (Backend* backend : Live::get().backends) backend->close(reason, false);
+}
 
 void Backend::close(const std::string& reason, bool drain) { engine_->shutdown(reason, drain); }
 

@@ -76,6 +76,8 @@ class Backend final : public c10d::Backend {
 
   // Ends the group with a reason that peers who still need this rank are told.
   void close(const std::string& reason, bool drain);
+  // Closes every group of this process, which is about to end for this reason.
+  static void close_all(const std::string& reason);
   Engine& engine() { return *engine_; }
 
  private:

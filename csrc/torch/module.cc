@@ -147,4 +147,6 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_backend(m);
   pycomm::bind_plans(m);
   m.def("build_info", &pycomm::build_info);
+  m.def("close_all", &pycomm::Backend::close_all, py::arg("reason"),
+        py::call_guard<py::gil_scoped_release>());
 }

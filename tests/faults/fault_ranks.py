@@ -147,7 +147,15 @@ class Ranks:
     @property
     def store(self) -> dist.Store:
         """The store of the scenario's own signals, see Rank.wait_for_go."""
-        return dist.PrefixStore(self._jobs[0]["store"][1] + "-test", self._starter.store)
+        return dist.PrefixStore(f"{self.group_name}-test", self.root_store)
+
+    @property
+    def root_store(self) -> dist.Store:
+        return self._starter.store
+
+    @property
+    def group_name(self) -> str:
+        return str(self._jobs[0]["store"][1])
 
     def go(self, what: str = "go") -> None:
         self.store.set(what, "1")

@@ -185,11 +185,11 @@ def idle(self: Rank) -> None:
 def calls(self: Rank) -> None:
     """Each rank makes the call its arguments describe; then a new group must work."""
     self.init()
-    dist.all_reduce(self.tensor(8))
     self.note("ready")
     self.attempt("call", lambda: make_call(self, self.args["call"]))
     self.attempt("again", lambda: dist.all_reduce(torch.zeros(4)))
     dist.destroy_process_group()
+    os.environ.pop("PYCOMM_ALGO", None)
     self.init("second")
     tensor = self.tensor()
     self.attempt("second group", lambda: dist.all_reduce(tensor))
@@ -309,6 +309,43 @@ def last_collective(self: Rank) -> None:
 
 
 @scenario
+def any_source(self: Rank) -> None:
+    """Ranks 1 and 2 leave at once, rank 3 after it has sent; rank 0 receives from anybody, twice."""
+    self.init()
+    dist.all_reduce(self.tensor(8))
+    if self.rank in (1, 2):
+        dist.destroy_process_group()
+        self._signals.set(f"left{self.rank}", "1")
+        self.wait_for_go("end")
+    if self.rank == 3:
+        self.wait_for_go("left1")
+        self.wait_for_go("left2")
+        time.sleep(0.3)
+        dist.send(self.tensor(8), 0)
+        return
+    tensor = torch.zeros(8)
+    source = dist.recv(tensor)
+    left = self._signals.check(["left1", "left2"])
+    self.note("received", source=source, first_left=left)
+    self.attempt("recv", lambda: dist.recv(tensor))
+
+
+@scenario
+def impatient_wait(self: Rank) -> None:
+    """Rank 0 waits too short a time, then long enough."""
+    self.init()
+    tensor = self.tensor()
+    if self.rank == 1:
+        self.wait_for_go()
+    work = dist.all_reduce(tensor, async_op=True)
+    if self.rank == 0:
+        self.attempt("wait", lambda: work.wait(timedelta(milliseconds=100)))
+    work.wait()
+    self.note("result", exact=self.is_sum(tensor))
+    dist.all_reduce(tensor)
+
+
+@scenario
 def late_or_never(self: Rank) -> None:
     """The ranks in `missing` do not make the call."""
     self.init()
@@ -356,7 +393,9 @@ def cycles(self: Rank) -> None:
         self.attempt("all_reduce", lambda: self.all_reduce(self.tensor(1 << 16)))
         if self.args["fail"]:
             shape = [8 + self.rank]
-            self.attempt("mismatch", lambda s=shape: make_call(self, {"name": "all_reduce", "shape": s}))
+            self.attempt(
+                "mismatch", lambda s=shape: make_call(self, {"name": "all_reduce", "shape": s})
+            )
         dist.destroy_process_group()
         self.note("cycle", **open_things())
     self.note("end")

@@ -79,9 +79,7 @@ BLOCKED = ("work_wait", "barrier", "recv", "recv_any", "send", "irecv", "future"
 @pytest.mark.parametrize("call", BLOCKED)
 def test_survivors_that_wait_for_each_other_learn_of_a_death(call: str, transport: str) -> None:
     victim = BLOCKED.index(call) % WORLD
-    with Ranks(
-        WORLD, "idle", options={"transport": transport}, victim=victim, call=call
-    ) as ranks:
+    with Ranks(WORLD, "idle", options={"transport": transport}, victim=victim, call=call) as ranks:
         ranks.wait_all("ready")
         killed_at = ranks.kill(victim)
         ranks.join()
