@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <fstream>
 #include <sstream>
 
@@ -33,8 +34,12 @@ void for_each_field(Address& a, Visit visit) {
 }
 
 void read_value(const std::string& text, std::string& value) { value = text; }
-void read_value(const std::string& text, int& value) { value = std::stoi(text); }
-void read_value(const std::string& text, uint64_t& value) { value = std::stoull(text); }
+template <class Number>
+void read_value(const std::string& text, Number& value) {
+  const auto* end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || stopped != end) throw std::invalid_argument("not a number");
+}
 
 // Boots differ between machines and network namespaces between containers; abstract unix sockets,
 // by which shared memory is passed, are visible within one namespace only.

@@ -127,7 +127,7 @@ std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t 
   return greetings;
 }
 
-Greeting receive_answer(Fd socket, const std::string& who, Deadline deadline) {
+Greeting receive_answer(Fd socket, const std::string& who, const Token& token, Deadline deadline) {
   Arriving answer{std::move(socket), {}, {}};
   while (true) {
     pollfd fd{answer.socket.get(), POLLIN, 0};
@@ -144,6 +144,9 @@ Greeting receive_answer(Fd socket, const std::string& who, Deadline deadline) {
   }
   Greeting greeting;
   std::memcpy(&greeting.hello, answer.bytes.data(), sizeof(Hello));
+  if (const auto fault = fault_of(greeting.hello, token); !fault.empty()) {
+    throw CommError(Failure{FailureKind::peer_failure, who + " gave a wrong answer: " + fault, {}});
+  }
   greeting.socket = std::move(answer.socket);
   greeting.passed = std::move(answer.passed);
   return greeting;

@@ -40,7 +40,8 @@ std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t 
                                        Deadline deadline,
                                        const std::function<void(const std::string&)>& refused);
 
-// Waits for the answer on a socket we opened. Throws CommError(timeout or peer_failure).
-Greeting receive_answer(Fd socket, const std::string& who, Deadline deadline);
+// Waits for the answer on a socket we opened; it must present our own token. Throws
+// CommError(timeout or peer_failure).
+Greeting receive_answer(Fd socket, const std::string& who, const Token& token, Deadline deadline);
 
 }  // namespace pycomm

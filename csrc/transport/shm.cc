@@ -131,7 +131,7 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
                                            std::move(greeting.passed));
   }
   for (auto& [peer, socket] : opened) {
-    auto answer = receive_answer(std::move(socket), str("rank ", peer), deadline);
+    auto answer = receive_answer(std::move(socket), str("rank ", peer), token, deadline);
     links[peer] = make_link(rank, peer, std::move(answer.socket), std::move(answer.passed));
   }
   std::vector<Link> ordered;

@@ -155,8 +155,9 @@ std::vector<Link> TcpTransport::connect(const std::vector<PeerAddress>& addresse
     if (peer > rank) continue;
     for (auto& socket : sockets[peer]) {
       const auto& there = addresses[static_cast<size_t>(peer)];
-      auto answer = receive_answer(std::move(socket),
-                                   str("rank ", peer, " at ", there.ip, ":", there.port), deadline);
+      auto answer =
+          receive_answer(std::move(socket), str("rank ", peer, " at ", there.ip, ":", there.port),
+                         token, deadline);
       socket = std::move(answer.socket);
     }
   }
