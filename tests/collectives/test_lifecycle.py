@@ -62,7 +62,7 @@ def futures(me: Rank) -> None:
 
 
 def late_future(me: Rank) -> None:
-    """A future asked for after the end is complete at once; a callback of one may call the group."""
+    """A future asked for after the end is complete; a callback of one may call the group."""
     work = dist.all_reduce(torch.ones(1), async_op=True)
     work.wait()
     assert work.get_future().done()
@@ -146,7 +146,7 @@ def threads_and_groups(me: Rank) -> None:
         try:
             for step in range(100):
                 x = torch.full((index * 1000 + 1,), float(index + step))
-                dist.all_reduce(x, group=groups[index], async_op=step % 2 == 0) or None
+                dist.all_reduce(x, group=groups[index], async_op=step % 2 == 0)
                 dist.barrier(group=groups[index])
                 assert (x == (index + step) * me.world_size).all(), (index, step)
         except Exception as error:

@@ -114,13 +114,11 @@ def test_all_reduce_over_tcp_is_right_for_every_dtype_op_and_algorithm(world_siz
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-@pytest.mark.parametrize("world_size", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("world_size", [2, 3, 5, 8])
 def test_all_reduce_of_many_segments_is_right(world_size: int, transport: str) -> None:
-    # 128 KiB a segment, 4 in flight: chunks of one seventh still take more than the slots hold.
+    # 128 KiB a segment, 4 in flight: at two ranks a chunk is more than the slots hold.
     pairs = [(torch.float32, "sum"), (torch.bfloat16, "avg"), (torch.int64, "product")]
-    if world_size in (2, 5):
-        pairs.append((torch.complex64, "sum"))
-    cases = make_cases(world_size, [700_001], pairs)
+    cases = make_cases(world_size, [400_001], pairs)
     for algorithm in algorithms("all_reduce"):
         results = run_threads(
             run_all_reduce, world_size, cases, algorithm=algorithm, transport=transport

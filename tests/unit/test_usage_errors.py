@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A mistake in a call raises UsageError at the call, says how to mend it, and harms nothing.
 
-Every text has what was given, what is expected, and what to do. torch's Python layer catches some of
-these first, so the backend's own methods are called.
+Every text has what was given, what is expected, and what to do. torch's Python layer catches some
+of these first, so the backend's own methods are called.
 """
 
 from __future__ import annotations
