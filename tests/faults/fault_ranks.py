@@ -5,8 +5,8 @@
         killed_at = ranks.kill(2)
         report = ranks.wait_for(0, "raised")
 
-Ranks report to one file each, a JSON record a line, with the time of CLOCK_MONOTONIC, which all processes
-of a machine share.
+Ranks report to one file each, a JSON record a line, with the time of CLOCK_MONOTONIC, which all
+processes of a machine share.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a rank does in each fault test, by name. Runs in the processes that fault_zygote.py forks."""
+"""What a rank does in each fault test, by name. Runs in the processes of fault_zygote.py."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Rank:
 
 @scenario
 def all_reduce(self: Rank) -> None:
-    """One small all_reduce, then one with the fault, then one more to hear the first cause again."""
+    """A small all_reduce, one with the fault, and one more to hear the first cause again."""
     self.init()
     dist.all_reduce(self.tensor(8))
     self.inject()
@@ -306,11 +306,12 @@ def last_collective(self: Rank) -> None:
         self.note("result", exact=torch.equal(tensor, first.to(torch.float32)))
     if self.args["how"] == "destroy":
         dist.destroy_process_group()
+        os._exit(0)
 
 
 @scenario
 def any_source(self: Rank) -> None:
-    """Ranks 1 and 2 leave at once, rank 3 after it has sent; rank 0 receives from anybody, twice."""
+    """Ranks 1 and 2 leave at once, rank 3 once it has sent; rank 0 receives from anybody."""
     self.init()
     dist.all_reduce(self.tensor(8))
     if self.rank in (1, 2):
@@ -364,6 +365,7 @@ def setup(self: Rank) -> None:
     if self.args.get("wait_before"):
         self.wait_for_go()
     world_size = self.args.get("own_world_size")
+    self.note("begins")
     came = self.attempt("init", lambda: self.init(world_size=world_size))
     if came:
         tensor = self.tensor()
@@ -392,10 +394,8 @@ def cycles(self: Rank) -> None:
         self.init(f"cycle{cycle}")
         self.attempt("all_reduce", lambda: self.all_reduce(self.tensor(1 << 16)))
         if self.args["fail"]:
-            shape = [8 + self.rank]
-            self.attempt(
-                "mismatch", lambda s=shape: make_call(self, {"name": "all_reduce", "shape": s})
-            )
+            call = {"name": "all_reduce", "shape": [8 + self.rank]}
+            self.attempt("mismatch", lambda call=call: make_call(self, call))
         dist.destroy_process_group()
         self.note("cycle", **open_things())
     self.note("end")

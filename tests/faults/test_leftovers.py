@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Nothing stays behind: no file, port or process of dead ranks, no descriptor or thread of living ones."""
+"""Nothing stays behind: no file, port or process of the dead, no descriptor of the living."""
 
 import os
 from pathlib import Path

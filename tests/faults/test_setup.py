@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from fault_ranks import Ranks
 
 CONNECT_S = 2.0
@@ -37,8 +36,9 @@ def test_a_rank_that_dies_after_publishing_its_address_is_named(
     options = {"transport": transport, "connect_timeout_s": CONNECT_S}
     late = {last: {"args": {"wait_before": True}}}
     with Ranks(3, "setup", options=options, per_rank=late) as ranks:
-        addresses = dist.PrefixStore(ranks.group_name + "-world", ranks.root_store)
-        wait_for_address(addresses, victim)
+        for rank in set(range(3)) - {last}:
+            ranks.wait_for(rank, "begins")
+        time.sleep(0.3)
         ranks.kill(victim)
         ranks.go()
         for rank in set(range(3)) - {victim}:
@@ -46,18 +46,6 @@ def test_a_rank_that_dies_after_publishing_its_address_is_named(
             assert raised["pycomm"], raised
             assert re.search(rf"rank {victim}\b", raised["text"]), raised["text"]
             assert raised["took"] < CONNECT_S + 1.0
-
-
-def wait_for_address(store: dist.Store, rank: int) -> str:
-    """The address that the rank of a default group has published."""
-    give_up = time.monotonic() + 10
-    while time.monotonic() < give_up:
-        for name in ("default_pg/0//cpu//0/", "default_pg/0//"):
-            for key in (f"{name}pycomm/1/pycomm/address/{rank}",):
-                if store.check([key]):
-                    return store.get(key).decode()
-        time.sleep(0.01)
-    raise AssertionError(f"no address of rank {rank}")
 
 
 SETTINGS = {
