@@ -206,7 +206,7 @@ TEST("thousands of frames of random sizes wrap around and stay in order") {
 TEST("both sides of both ends may be used by different threads at once") {
   for_each_transport(32 * 1024, [](const Connection& c) {
     if (!c.threads) return;
-    constexpr uint64_t kFrames = 1500;
+    constexpr uint64_t kFrames = 600;
     // Threads 0..3: the sending and the receiving side of either end; 4..7: the same on the other
     // lane.
     on_threads(8, [&](int thread) {
