@@ -63,6 +63,21 @@ std::string fault_of(const Hello& hello, const Token& token) {
   return {};
 }
 
+[[noreturn]] void throw_incomplete(const std::vector<Greeting>& came, size_t count,
+                                   const std::vector<int>& expected_ranks) {
+  Failure failure{FailureKind::timeout, {}, {}};
+  failure.text =
+      str("set-up: only ", came.size(), " of ", count, " expected connections came in time");
+  for (const int rank : expected_ranks) {
+    const auto hellos = std::count_if(
+        came.begin(), came.end(), [rank](const Greeting& one) { return one.hello.rank == rank; });
+    if (static_cast<size_t>(hellos) * expected_ranks.size() >= count) continue;
+    failure.text += str(failure.ranks.empty() ? "; missing: " : ", ", "rank ", rank);
+    failure.ranks.push_back(rank);
+  }
+  throw CommError(std::move(failure));
+}
+
 }  // namespace
 
 void send_hello(int socket, const Hello& hello, const std::vector<int>& descriptors) {
@@ -87,15 +102,13 @@ void send_hello(int socket, const Hello& hello, const std::vector<int>& descript
 
 std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t count,
                                        Deadline deadline,
-                                       const std::function<void(const std::string&)>& refused) {
+                                       const std::function<void(const std::string&)>& refused,
+                                       const std::vector<int>& expected_ranks) {
   std::vector<Greeting> greetings;
   std::vector<Arriving> arriving;
   while (greetings.size() < count) {
     if (deadline.expired()) {
-      throw CommError(Failure{
-          FailureKind::timeout,
-          str("only ", greetings.size(), " of ", count, " expected connections came in time"),
-          {}});
+      throw_incomplete(greetings, count, expected_ranks);
     }
     std::vector<pollfd> fds{{listener, POLLIN, 0}};
     for (const auto& one : arriving) fds.push_back({one.socket.get(), POLLIN, 0});

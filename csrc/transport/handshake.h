@@ -35,10 +35,12 @@ struct Greeting {
 void send_hello(int socket, const Hello& hello, const std::vector<int>& descriptors);
 
 // Accepts until `count` good hellos have come. `refused` is told why anybody was turned away.
-// Throws CommError(timeout) with how many came.
+// Throws CommError(timeout) with how many came, naming those of `expected_ranks`, each of which
+// sends an equal share of the hellos, that did not.
 std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t count,
                                        Deadline deadline,
-                                       const std::function<void(const std::string&)>& refused);
+                                       const std::function<void(const std::string&)>& refused,
+                                       const std::vector<int>& expected_ranks = {});
 
 // Waits for the answer on a socket we opened; it must present our own token. Throws
 // CommError(timeout or peer_failure).

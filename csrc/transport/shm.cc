@@ -111,9 +111,11 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
   };
   std::map<int, Fd> opened;
   size_t expected = 0;
+  std::vector<int> callers;
   for (const int peer : peers) {
     if (peer > rank) {
       ++expected;
+      callers.push_back(peer);
       continue;
     }
     opened[peer] = connect_to(addresses[static_cast<size_t>(peer)]);
@@ -122,10 +124,12 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
   Token token{};
   from_hex(addresses[static_cast<size_t>(rank)].token, token);
   std::map<int, Link> links;
-  for (auto& greeting :
-       accept_greetings(listener_.get(), token, expected, deadline, [rank](const std::string& why) {
-         log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
-       })) {
+  for (auto& greeting : accept_greetings(
+           listener_.get(), token, expected, deadline,
+           [rank](const std::string& why) {
+             log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
+           },
+           callers)) {
     send_hello(greeting.socket.get(), hello_to(greeting.hello.rank), mine);
     links[greeting.hello.rank] = make_link(rank, greeting.hello.rank, std::move(greeting.socket),
                                            std::move(greeting.passed));

@@ -126,10 +126,12 @@ std::vector<Link> TcpTransport::connect(const std::vector<PeerAddress>& addresse
     return hello;
   };
   size_t expected = 0;
+  std::vector<int> callers;
   for (const int peer : peers) {
     sockets[peer].resize(per_peer);
     if (peer > rank) {
       expected += per_peer;
+      callers.push_back(peer);
       continue;
     }
     for (uint32_t purpose = 0; purpose < per_peer; ++purpose) {
@@ -140,10 +142,12 @@ std::vector<Link> TcpTransport::connect(const std::vector<PeerAddress>& addresse
   }
   Token token{};
   from_hex(addresses[static_cast<size_t>(rank)].token, token);
-  for (auto& greeting :
-       accept_greetings(listener_.get(), token, expected, deadline, [rank](const std::string& why) {
-         log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
-       })) {
+  for (auto& greeting : accept_greetings(
+           listener_.get(), token, expected, deadline,
+           [rank](const std::string& why) {
+             log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
+           },
+           callers)) {
     const int peer = greeting.hello.rank;
     const uint32_t purpose = greeting.hello.purpose;
     if (peer <= rank || !sockets.count(peer) || purpose >= per_peer) continue;

@@ -194,6 +194,9 @@ class Ranks:
         self._until(lambda: all(self.status(r) is not None for r in self.pids), "the end", patience)
         return {rank: self.status(rank) for rank in self.pids}
 
+    def wait_ended(self, rank: int) -> None:
+        self._until(lambda: self.status(rank) is not None, f"rank {rank} to end")
+
     def wait_stopped(self, rank: int) -> None:
         self._until(lambda: self._state(rank) in "TZX", f"rank {rank} to stop")
         assert self._state(rank) == "T", f"rank {rank} ended: {self.reports(rank)}"

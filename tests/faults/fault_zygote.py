@@ -4,7 +4,8 @@
 Run as a program by fault_ranks.Starter. Reads one JSON job a line from standard input, answers on
 standard output with {"pid": ...} for each and {"exited": pid, "status": ...} when one has ended. A
 rank is a process of its own which leaves through the end of `__main__`, so that exceptions,
-sys.exit and atexit take the way they take in any script. Ranks die with this process and this process with its parent.
+sys.exit and atexit take the way they take in any script. Ranks die with this process and this
+process with its parent.
 """
 
 import ctypes

@@ -3,8 +3,8 @@
 
     python tests/faults/measure_detection.py --kills 20
 
-The victim stops itself right before it sends a frame, which proves that it is inside the
-operation; then it is killed and the clock runs until each survivor's exception is in Python's hands.
+The victim stops itself right before it sends a frame, which proves that it is inside the operation;
+then it is killed and the clock runs until each survivor has its exception.
 Prints one line a case: percentiles over all survivors of all kills, in milliseconds.
 """
 

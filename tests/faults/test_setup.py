@@ -40,6 +40,7 @@ def test_a_rank_that_dies_after_publishing_its_address_is_named(
             ranks.wait_for(rank, "begins")
         time.sleep(0.3)
         ranks.kill(victim)
+        ranks.wait_ended(victim)
         ranks.go()
         for rank in set(range(3)) - {victim}:
             raised = ranks.wait_for(rank, "raised")
