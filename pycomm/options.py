@@ -167,5 +167,7 @@ def _check_field(name: str, value: Any) -> Any:
     """Holds a field to the rules of its variable."""
     for _, (field, parse) in VARIABLES.items():
         if field == name:
-            return parse(f"Options({name})", str(int(value)) if isinstance(value, bool) else str(value))
+            return parse(
+                f"Options({name})", str(int(value)) if isinstance(value, bool) else str(value)
+            )
     return _seconds(f"Options({name})", str(value))
