@@ -234,9 +234,8 @@ Backend::WorkPtr Backend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tens
   for (size_t i = 0; i < inputs.size(); ++i) {
     operations.push_back(reduce_scatter_one(outputs[i], inputs[i], opts.reduceOp, opts.timeout));
   }
-  return launch(
-      {c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, "pycomm:reduce_scatter", opts.asyncOp},
-      std::move(operations), inputs, outputs);
+  return launch({c10d::OpType::COALESCED, "pycomm:reduce_scatter", opts.asyncOp},
+                std::move(operations), inputs, outputs);
 }
 
 Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
