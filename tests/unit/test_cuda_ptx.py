@@ -2,7 +2,8 @@
 """What nvcc makes of the reduction kernel, checked without a GPU.
 
 Every kernel must move 16 bytes per access and keep all it works on in registers: an indexed array
-that falls into local memory would cost several times the traffic and no correctness test would notice.
+that falls into local memory would cost several times the traffic, and no correctness test would
+notice.
 """
 
 import re
