@@ -318,8 +318,10 @@ void Engine::fail(const Failure& failure, bool heard) {
     if (failure_) return;
     failure_ = failure;
     // Peers are told before anybody here learns: who raises may end this process at once, and then
-    // its end must not be the first thing that peers hear of.
-    if (!heard && mesh_->world_size() > 1) liveness_.tell_failure(failure);
+    // its end must not be the first thing that peers hear of. For the same reason what was heard is
+    // passed on: a peer may read our farewell before it reads the one who decided.
+    const bool closes = heard && failure.kind == FailureKind::aborted;
+    if (!closes && mesh_->world_size() > 1) liveness_.tell_failure(failure);
     failed_.store(true, std::memory_order_release);
   }
   if (!heard && failure.kind != FailureKind::aborted) {

@@ -12,6 +12,7 @@ processes of a machine share.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -133,7 +134,8 @@ class Ranks:
     def __exit__(self, kind: Any, *_: Any) -> None:
         for rank in self.pids:
             if self.status(rank) is None:
-                os.kill(self.pids[rank], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pids[rank], signal.SIGKILL)
         for rank in self.pids:
             self._until(lambda rank=rank: self.status(rank) is not None, f"rank {rank} to end")
         if kind is not None:
