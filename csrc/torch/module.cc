@@ -77,15 +77,16 @@ void bind_options(py::module_& m) {
 }
 
 void bind_backend(py::module_& m) {
-  // torch's own holder for its backends drops the GIL in the destructor and is private; whoever
-  // drops the last reference here may hold it, while the progress thread needs it to finish.
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(m, "Backend")
       .def(py::init([](const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
                        const c10::intrusive_ptr<BackendOptions>& options) {
+             // Not `release`: a call guard would also cover pybind11's own bookkeeping of the new
+             // object, which needs the GIL.
+             const py::gil_scoped_release connecting;
              return c10::make_intrusive<Backend>(store, rank, world_size, options);
            }),
-           py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("options"), release)
+           py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("options"))
       .def("close", &Backend::close, py::arg("reason"), py::arg("drain"), release)
       .def_property_readonly("options", &Backend::options)
       .def("perform_nocolor_split", [](Backend&, const py::object&) {})

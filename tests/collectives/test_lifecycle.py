@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -202,6 +203,36 @@ def come_and_go(me: Rank) -> None:
 
 def test_a_process_may_make_and_destroy_groups_again_and_again() -> None:
     run_ranks(come_and_go, 3, init=False)
+
+
+def make_groups_while_others_make_objects(me: Rank) -> int:
+    """pybind11's table of objects has no lock but the GIL; a constructor that waits drops it."""
+    from pycomm.native import load
+
+    module, stop, made = load(), time.monotonic() + 2, []
+    sys.setswitchinterval(1e-5)
+
+    def make() -> None:
+        while time.monotonic() < stop:
+            made.append(module.Backend(me.store, 0, 1, module.BackendOptions()).size())
+
+    def churn() -> None:
+        while time.monotonic() < stop:
+            _ = [dist.AllreduceOptions() for _ in range(50)]
+
+    threads = [threading.Thread(target=target) for target in (make, churn, make, churn)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(0.005)
+    return len(made)
+
+
+def test_making_a_group_does_not_race_with_other_threads() -> None:
+    assert run_ranks(make_groups_while_others_make_objects, 1, init=False)[0] > 10
 
 
 # ---- forks
