@@ -154,7 +154,7 @@ TEST("waiting ends at the deadline and says how many came") {
     told = error.what();
     CHECK(error.failure().kind == FailureKind::timeout);
   }
-  CHECK(told == "only 1 of 3 expected connections came in time", told);
+  CHECK(told.find("only 1 of 3 expected connections came in time") != std::string::npos, told);
 }
 
 TEST("descriptors come along with a hello and with the answer") {
