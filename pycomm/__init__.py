@@ -13,7 +13,7 @@ the import is not needed:
 
 from pycomm.errors import Aborted, CommError, Mismatch, PeerFailure, Timeout, UsageError
 from pycomm.options import Options
-from pycomm.registration import register
+from pycomm.registration import autoload
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,4 +26,4 @@ __all__ = [
     "UsageError",
 ]
 
-register()
+autoload()

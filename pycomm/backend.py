@@ -36,6 +36,8 @@ def create(options: Any, pg_options: Any) -> Any:
     module = load()
     native = module.BackendOptions()
     native.timeout_ms = int(options.timeout.total_seconds() * 1000)
+    # Who may wait that long for an operation may wait as long for a rank that starts late.
+    native.connect_timeout_ms = native.timeout_ms
     native.group_name = options.group_id
     native.store_host = _store_host(options.store)
     _fill(native, values)

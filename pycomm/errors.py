@@ -6,7 +6,10 @@ kinds mean that something happened to the group: it is dead afterwards, on every
 later call repeats the first cause. Both are RuntimeErrors, as torch's own backends raise.
 """
 
-from torch.distributed import DistBackendError
+try:
+    from torch.distributed import DistBackendError
+except ImportError:  # a torch built without distributed must still be importable
+    DistBackendError = RuntimeError
 
 
 class UsageError(ValueError, RuntimeError):

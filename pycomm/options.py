@@ -96,7 +96,7 @@ class Options:
         timeout_s: Seconds an operation may take. Default: what torch was given, 30 minutes.
         detect_timeout_s: Seconds a rank may be silent while others wait for it before it is
             declared dead; 0 never. Default 3. PYCOMM_DETECT_TIMEOUT.
-        connect_timeout_s: Seconds set-up may take. Default 60. PYCOMM_CONNECT_TIMEOUT.
+        connect_timeout_s: Seconds set-up may take. Default: timeout_s. PYCOMM_CONNECT_TIMEOUT.
         transport: "auto", or a comma-separated list of shm and tcp in order of preference.
             PYCOMM_TRANSPORT.
         algorithm: "ring" or "all_reduce=ring,broadcast=direct"; default: chosen by size.

@@ -52,6 +52,17 @@ inline constexpr auto kEchoPatience = 100ms;
 // A message may arrive this much later than the farewell of the rank that sent it.
 inline constexpr auto kFarewellPatience = 1s;
 
+// A wait this long is reported once, with the ranks it waits for: slow is not dead, but worth a
+// line.
+inline constexpr auto kStragglerAfter = 10s;
+
+// A worker for users' callbacks goes after this long without one.
+inline constexpr auto kCallbackWorkerIdle = 5s;
+// What callbacks that still run are granted when the process exits.
+inline constexpr auto kCallbackPatience = 2s;
+// What a closing tcp channel grants the kernel to deliver what it has taken.
+inline constexpr auto kTcpLinger = 2s;
+
 inline constexpr auto kConnectTimeout = 60s;
 inline constexpr int kTcpConnections = 2;
 inline constexpr int kRecorderEntries = 1024;

@@ -48,7 +48,13 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
       liveness_(*mesh_, options_.detect_timeout,
                 [this](const Failure& failure, bool heard) { fail(failure, heard); }) {
   if (mesh_->world_size() > 1) {
-    watcher_thread_ = std::make_unique<std::thread>([this] { liveness_.watch(); });
+    watcher_thread_ = std::make_unique<std::thread>([this] {
+      try {
+        liveness_.watch();
+      } catch (const std::exception& error) {
+        fail({FailureKind::system, error.what(), {mesh_->rank()}}, false);
+      }
+    });
   }
 }
 
@@ -129,19 +135,24 @@ const Program& Engine::program_for(const Operation& operation) {
   return *cached;
 }
 
+// Under queue_mutex_. Before anything is queued: if no thread can be had, nothing has happened yet.
+void Engine::need_progress_thread() {
+  if (progress_thread_) return;
+  progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
+}
+
 void Engine::run(const OperationPtr& operation) {
   admit(*operation);
   if (is_message(*operation)) return run_message(operation);
   {
     std::unique_lock lock(queue_mutex_);
+    if (stopping_) raise(*operation, failure());
     operation->sequence = next_sequence_.fetch_add(1);
     operation->record = recorder_.submitted(*operation);
     if (busy_ || !queue_.empty()) {
+      need_progress_thread();
       queue_.push_back(operation);
       queued_ = true;
-      if (!progress_thread_) {
-        progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
-      }
       lock.unlock();
       queue_changed_.notify_all();
       if (messages_.pending()) mesh_->waiter().wake();
@@ -149,12 +160,13 @@ void Engine::run(const OperationPtr& operation) {
     }
     busy_ = true;
   }
-  execute(*operation, false);
+  auto why = execute(*operation, false);
   {
     const std::lock_guard lock(queue_mutex_);
     busy_ = false;
   }
   queue_changed_.notify_all();
+  complete(*operation, std::move(why));
   if (queued_ && messages_.pending()) mesh_->waiter().wake();
   if (operation->failure) raise(*operation, operation->failure);
 }
@@ -164,6 +176,9 @@ void Engine::submit(const OperationPtr& operation) {
   if (is_message(*operation) && operation->before) operation->before();
   {
     const std::lock_guard lock(queue_mutex_);
+    // Shutdown waits for nobody who comes after it.
+    if (stopping_) raise(*operation, failure());
+    need_progress_thread();
     if (is_message(*operation)) {
       operation->record = recorder_.submitted(*operation);
       messages_.post(operation);
@@ -172,9 +187,6 @@ void Engine::submit(const OperationPtr& operation) {
       operation->record = recorder_.submitted(*operation);
       queue_.push_back(operation);
       queued_ = true;
-    }
-    if (!progress_thread_) {
-      progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
     }
   }
   queue_changed_.notify_all();
@@ -195,14 +207,20 @@ void Engine::wait(const Operation& operation, std::chrono::nanoseconds timeout) 
 
 void Engine::complete(Operation& operation, Failure why) {
   recorder_.finished(operation.record, why);
+  // Their captures are tensors, which must not live as long as the user keeps the handle.
+  operation.before = nullptr;
+  operation.after = nullptr;
   operation.finish(std::move(why));
 }
 
-// Runs a collective to its end on this thread; busy_ is ours.
-void Engine::execute(Operation& operation, bool with_messages) {
+// Runs a collective to its end on this thread; busy_ is ours. The caller completes it once busy_ is
+// given back, so that whoever waits for it finds the engine free.
+Failure Engine::execute(Operation& operation, bool with_messages) {
   Failure why = failed_.load(std::memory_order_acquire) ? failure() : Failure{};
   try {
     if (!why) {
+      // Waiting in the queue is not the operation's own time.
+      operation.deadline = Deadline::after(operation.timeout);
       if (operation.before) operation.before();
       const Program& program = program_for(operation);
       recorder_.started(operation.record, program.plan.algorithm.c_str());
@@ -249,12 +267,13 @@ void Engine::execute(Operation& operation, bool with_messages) {
     why = {FailureKind::system, error.what(), {mesh_->rank()}};
   }
   if (why) {
+    recorder_.finished(operation.record, why);  // for the dump that fail() leaves
     fail(why, false);
     why = failure();  // the first cause, which may be another's
   } else {
     mesh_->progress().completed.store(operation.sequence, std::memory_order_release);
   }
-  complete(operation, std::move(why));
+  return why;
 }
 
 // What a waiting thread looks at before it sleeps.

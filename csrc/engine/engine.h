@@ -54,6 +54,10 @@ class Engine {
   // Waits for a submitted operation. `timeout` zero: as long as the operation itself may take.
   void wait(const Operation& operation, std::chrono::nanoseconds timeout);
 
+  // A collective that was refused before it was submitted takes its number all the same: ranks that
+  // were not refused are then found out at the next one instead of being paired with it.
+  void skip() { next_sequence_.fetch_add(1); }
+
   void set_timeout(std::chrono::nanoseconds timeout) { timeout_ns_ = timeout.count(); }
   // Fails the group on all ranks.
   void abort(const std::string& reason);
@@ -73,7 +77,8 @@ class Engine {
 
   void admit(Operation& operation);
   const Program& program_for(const Operation& operation);
-  void execute(Operation& operation, bool with_messages);
+  Failure execute(Operation& operation, bool with_messages);
+  void need_progress_thread();
   void run_message(const OperationPtr& operation);
   bool pump_messages();
   Failure inspect(const Operation& operation, const std::vector<int>& awaited,

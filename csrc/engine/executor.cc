@@ -267,7 +267,8 @@ bool Executor::reduce_local(const Instruction& one, uint32_t segment) {
 bool Executor::copy(const Instruction& one, uint32_t segment) {
   const Chunk& target = chunks_[static_cast<size_t>(one.target)];
   const Chunk& source = chunks_[static_cast<size_t>(one.source)];
-  const size_t bytes = std::min(segment_size(target, segment), segment_size(source, segment));
+  const size_t bytes = segment_size(target, segment);
+  PYCOMM_ASSERT(target.bytes == source.bytes, target.bytes, " != ", source.bytes);
   const size_t offset = segment * segment_bytes_;
   if (bytes && target.data != source.data) {
     std::memcpy(target.data + offset, source.data + offset, bytes);
@@ -302,8 +303,8 @@ bool Executor::find_contradiction() {
     try {
       if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) continue;
     } catch (const CommError&) {
-      // A peer that is through with this operation may have left and closed the lane; advance() will
-      // say so if this rank still needs anything from it.
+      // A peer that is through with this operation may have left and closed the lane; advance()
+      // will say so if this rank still needs anything from it.
       continue;
     }
     auto theirs = OpSignature::unpack(frame.header.tag);

@@ -72,7 +72,8 @@ class Executor {
   std::vector<Chunk> chunks_;
   std::vector<Cursor> cursors_;
   size_t first_ = 0;  // instructions before it are done
-  // By peer, in this operation. Chunks of one size look alike; by its number a lost frame is missed.
+  // By peer, in this operation. Chunks of one size look alike; by its number a lost frame is
+  // missed.
   std::vector<uint32_t> sent_frames_, received_frames_;
   std::vector<std::byte> scratch_;
   std::vector<const void*> sources_;

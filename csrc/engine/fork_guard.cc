@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "engine/fork_guard.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -15,6 +16,8 @@ struct ForkHandlers {
   std::mutex mutex;
   std::set<ForkGuard*> guards;
   std::atomic<int> generation{0};  // counts forks on the child's side
+  // Takes the sockets' numbers, which their owners in the child still hold and will close.
+  const int nowhere = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
 
   static ForkHandlers& get() {
     static ForkHandlers* const all = [] {
@@ -29,7 +32,7 @@ struct ForkHandlers {
   void in_child() {
     generation.fetch_add(1);
     for (const ForkGuard* guard : guards) {
-      for (const int descriptor : guard->descriptors_) ::close(descriptor);
+      for (const int descriptor : guard->descriptors_) ::dup3(nowhere, descriptor, O_CLOEXEC);
     }
     guards.clear();
     mutex.unlock();

@@ -13,7 +13,7 @@ namespace pycomm {
 
 class ForkGuard {
  public:
-  // `descriptors` are closed in every child forked during the guard's life.
+  // In every child forked during the guard's life `descriptors` refer to /dev/null.
   explicit ForkGuard(std::vector<int> descriptors);
   ~ForkGuard();
   ForkGuard(const ForkGuard&) = delete;

@@ -9,6 +9,7 @@
 
 #include "base/deadline.h"
 #include "base/limits.h"
+#include "base/log.h"
 
 namespace pycomm {
 namespace {
@@ -202,6 +203,15 @@ Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {
   if (!vigil.last_ping || now - *vigil.last_ping >= kPingEvery) {
     vigil.last_ping = now;
     for (const int peer : awaited) mesh_.link(peer).control->send(make_notice(NoticeType::ping));
+  }
+  if (!vigil.reported && now - *vigil.began > kStragglerAfter) {
+    vigil.reported = true;
+    for (const int peer : awaited) {
+      const double seconds = std::chrono::duration<double>(kStragglerAfter).count();
+      log(LogLevel::warning, mesh_.rank(),
+          str("has waited ", seconds, " s for ", mesh_.describe(peer),
+              ", which is alive: ", how_far(peer)));
+    }
   }
   if (detect_timeout_.count() == 0) return {};
   for (const int peer : awaited) {

@@ -39,6 +39,7 @@ class Liveness {
   // One wait, from its first look on.
   struct Vigil {
     std::optional<Clock::time_point> began, last_look, last_ping;
+    bool reported = false;
   };
   // Pings the awaited peers when it is time; a failure when one of them has been silent too long.
   Failure look(Vigil& vigil, const std::vector<int>& awaited);

@@ -177,6 +177,15 @@ bool PointToPoint::receive_some(int peer, std::vector<OperationPtr>& finished) {
       in.into->source = peer;
       in.into->sequence = in.signature.sequence;
       finished.push_back(std::move(in.into));
+    } else if (const auto receive = match(peer, in.signature.root); receive != receives_.end()) {
+      // Posted while the message was being set aside: it must not be overtaken by the next one.
+      check_fits(peer, in.signature, **receive);
+      if (!in.aside.empty()) {
+        std::memcpy((*receive)->work[0].data, in.aside.data(), in.aside.size());
+      }
+      (*receive)->source = peer;
+      finished.push_back(*receive);
+      receives_.erase(receive);
     } else {
       state.set_aside.push_back(std::move(in));
     }

@@ -13,6 +13,8 @@ bool Engine::pump_messages() {
     moved = messages_.advance(finished);
   } catch (const CommError& error) {
     fail(explain(error.failure()), false);
+  } catch (const std::exception& error) {
+    fail({FailureKind::system, error.what(), {mesh_->rank()}}, false);
   }
   for (const auto& operation : finished) {
     Failure why;
@@ -74,7 +76,8 @@ bool Engine::gone_silent(int peer) const {
 void Engine::run_message(const OperationPtr& operation) {
   if (operation->before) operation->before();
   {
-    const std::lock_guard lock(queue_mutex_);
+    const std::unique_lock lock(queue_mutex_);
+    if (stopping_) raise(*operation, failure());
     operation->record = recorder_.submitted(*operation);
     messages_.post(operation);
   }
@@ -109,12 +112,15 @@ void Engine::progress_loop() {
       const OperationPtr operation = queue_.front();
       busy_ = true;
       lock.unlock();
-      execute(*operation, true);
+      auto why = execute(*operation, true);
       lock.lock();
       busy_ = false;
       queue_.pop_front();
       queued_ = !queue_.empty();
+      lock.unlock();
       queue_changed_.notify_all();
+      complete(*operation, std::move(why));
+      lock.lock();
     } else if (messages_.pending()) {
       lock.unlock();
       drive_messages();
@@ -186,13 +192,7 @@ void Engine::shutdown(const std::string& reason, bool drain_first) {
   queue_changed_.notify_all();
   mesh_->waiter().wake();
   const auto finish = [](std::unique_ptr<std::thread>& thread) {
-    if (!thread) return;
-    // A callback of the progress thread may hold the last reference to the group.
-    if (thread->get_id() == std::this_thread::get_id()) {
-      thread->detach();
-    } else {
-      thread->join();
-    }
+    if (thread) thread->join();
     thread.reset();
   };
   finish(progress_thread_);

@@ -2,10 +2,12 @@
 #include "torch/backend.h"
 
 #include <ATen/record_function.h>
+#include <pybind11/pybind11.h>
 
 #include <mutex>
 #include <set>
 
+#include "kernels/reduce.h"
 #include "torch/store.h"
 
 namespace pycomm {
@@ -40,6 +42,7 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
                kWorldSizeMax);
   PYCOMM_USAGE(rank >= 0 && rank < world_size, "init_process_group: got rank ", rank,
                ", expected 0 to ", world_size - 1);
+  best_cpu_level();  // a wrong PYCOMM_CPU is said here, not at the first reduction
   std::unique_ptr<Mesh> mesh;
   if (world_size == 1) {
     mesh = std::make_unique<Mesh>();
@@ -61,12 +64,28 @@ Backend::~Backend() {
     const std::lock_guard lock(Live::get().mutex);
     Live::get().backends.erase(this);
   }
-  close("its process group object was dropped", false);
+  // Python may drop the last reference and hold the GIL, which the threads that are about to be
+  // joined may need to free a tensor.
+  if (Py_IsInitialized() && PyGILState_Check()) {
+    const pybind11::gil_scoped_release release;
+    close("its process group object was dropped", false);
+  } else {
+    close("its process group object was dropped", false);
+  }
 }
 
 void Backend::close_all(const std::string& reason) {
-  const std::lock_guard lock(Live::get().mutex);
-  for (Backend* backend : Live::get().backends) backend->close(reason, false);
+  std::vector<std::shared_ptr<CallbackPool>> pools;
+  {
+    const std::lock_guard lock(Live::get().mutex);
+    for (Backend* backend : Live::get().backends) {
+      backend->close(reason, false);
+      pools.push_back(backend->callbacks_);
+    }
+  }
+  // A callback that asked for the GIL once the interpreter is gone would end the process badly.
+  const auto patience = Deadline::after(kCallbackPatience);
+  for (const auto& pool : pools) pool->wait_idle(patience);
 }
 
 void Backend::close(const std::string& reason, bool drain) { engine_->shutdown(reason, drain); }
@@ -101,8 +120,8 @@ Backend::WorkPtr Backend::launch(const Call& call,
   }
   std::optional<std::vector<at::Tensor>> recorded;
   if (at::hasCallbacks()) recorded = inputs;
-  auto work = c10::make_intrusive<Work>(getRank(), getSize(), call.type, call.title, recorded,
-                                        std::move(outputs));
+  auto work = c10::make_intrusive<Work>(callbacks_, getRank(), getSize(), call.type, call.title,
+                                        recorded, std::move(outputs));
   if (inputs.size()) work->hold(inputs);
   Work::submit(work, *engine_, std::move(operations));
   if (!call.async) {
@@ -115,7 +134,7 @@ Backend::WorkPtr Backend::launch(const Call& call,
 Backend::WorkPtr Backend::launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
                                  Tensors outputs) {
   std::vector<std::shared_ptr<Operation>> operations;
-  operations.push_back(builder.take());
+  operations.push_back(builder.take(getRank()));
   return launch(call, std::move(operations), inputs, std::move(outputs));
 }
 
@@ -132,7 +151,7 @@ Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, cons
   builder.set_peer(peer, tag);
   const bool sends = collective == Collective::send;
   builder.add(tensors[0], sends, !sends);
-  std::vector<std::shared_ptr<Operation>> operations{builder.take()};
+  std::vector<std::shared_ptr<Operation>> operations{builder.take(getRank())};
   return launch({type, title, true}, std::move(operations), tensors, tensors);
 }
 
@@ -153,6 +172,7 @@ Backend::WorkPtr Backend::recvAnysource(Tensors& tensors, int tag) {
 }
 
 Backend::WorkPtr Backend::barrier(const c10d::BarrierOptions& opts) {
+  const SequenceSlot slot(*engine_);
   OperationBuilder builder(Collective::barrier, opts.timeout);
   return launch({c10d::OpType::BARRIER, "pycomm:barrier", opts.asyncOp}, builder, {}, {});
 }

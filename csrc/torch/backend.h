@@ -7,6 +7,7 @@
 // take the engine's lock, and must be the same on all ranks. Called without the GIL.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -23,6 +24,22 @@ struct BackendOptions final : c10d::Backend::Options {
   BackendOptions() : c10d::Backend::Options("pycomm") {}
   MeshOptions mesh;
   EngineOptions engine;
+};
+
+// Stands at the top of every collective. When the call is refused, the collective still takes its
+// number, see Engine::skip().
+class SequenceSlot {
+ public:
+  explicit SequenceSlot(Engine& engine) : engine_(engine) {}
+  ~SequenceSlot() {
+    if (std::uncaught_exceptions() > exceptions_) engine_.skip();
+  }
+  SequenceSlot(const SequenceSlot&) = delete;
+  SequenceSlot& operator=(const SequenceSlot&) = delete;
+
+ private:
+  Engine& engine_;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 class Backend final : public c10d::Backend {
@@ -101,6 +118,7 @@ class Backend final : public c10d::Backend {
                   int peer, int tag);
 
   c10::intrusive_ptr<BackendOptions> options_;
+  const std::shared_ptr<CallbackPool> callbacks_ = std::make_shared<CallbackPool>();
   std::unique_ptr<Engine> engine_;
 };
 

@@ -34,9 +34,31 @@ void check_block(Collective collective, const at::Tensor& block, const at::Tenso
                ", expected the same number of elements; resize one of them (invalid tensor size)");
 }
 
+// What this rank keeps for itself goes nowhere, so no peer would notice that its ends differ.
+void check_own_split(const at::Tensor& output, const at::Tensor& input,
+                     const std::vector<int64_t>& output_sizes,
+                     const std::vector<int64_t>& input_sizes, int rank, int world_size) {
+  const auto elements = [&](const at::Tensor& tensor, const std::vector<int64_t>& sizes,
+                            const char* what) -> int64_t {
+    PYCOMM_USAGE(tensor.dim() > 0, "all_to_all: got the ", what, " ", describe(tensor),
+                 " without dimensions, expected rows along dimension 0; call reshape(1) on it");
+    if (tensor.numel() == 0) return 0;
+    const auto own = static_cast<size_t>(rank);
+    const int64_t rows = own < sizes.size() ? sizes[own] : tensor.size(0) / world_size;
+    return rows * (tensor.numel() / tensor.size(0));
+  };
+  const auto out = elements(output, output_sizes, "output");
+  const auto in = elements(input, input_sizes, "input");
+  PYCOMM_USAGE(
+      out == in, "all_to_all: rank ", rank, " keeps ", in,
+      " elements of its own input but has room for ", out,
+      ", expected as many; give it the same split size in both lists (invalid tensor size)");
+}
+
 }  // namespace
 
 Backend::WorkPtr Backend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::broadcast, tensors);
   OperationBuilder builder(Collective::broadcast, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -53,10 +75,11 @@ std::shared_ptr<Operation> Backend::all_reduce_one(const at::Tensor& tensor,
   OperationBuilder builder(Collective::all_reduce, timeout);
   builder.set_op(op, tensor);
   builder.add(tensor, true, true);
-  return builder.take();
+  return builder.take(getRank());
 }
 
 Backend::WorkPtr Backend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::all_reduce, tensors);
   std::vector<std::shared_ptr<Operation>> operations{
       all_reduce_one(tensors[0], opts.reduceOp, opts.timeout)};
@@ -66,6 +89,7 @@ Backend::WorkPtr Backend::allreduce(Tensors& tensors, const c10d::AllreduceOptio
 
 Backend::WorkPtr Backend::allreduce_coalesced(Tensors& tensors,
                                               const c10d::AllreduceCoalescedOptions& opts) {
+  const SequenceSlot slot(*engine_);
   PYCOMM_USAGE(!tensors.empty(),
                "all_reduce: got an empty list, expected tensors (requires non-empty tensor list)");
   std::vector<std::shared_ptr<Operation>> operations;
@@ -77,6 +101,7 @@ Backend::WorkPtr Backend::allreduce_coalesced(Tensors& tensors,
 }
 
 Backend::WorkPtr Backend::reduce(Tensors& tensors, const c10d::ReduceOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::reduce, tensors);
   OperationBuilder builder(Collective::reduce, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -87,6 +112,7 @@ Backend::WorkPtr Backend::reduce(Tensors& tensors, const c10d::ReduceOptions& op
 
 Backend::WorkPtr Backend::allgather(TensorLists& outputs, Tensors& inputs,
                                     const c10d::AllgatherOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::all_gather, inputs);
   PYCOMM_USAGE(outputs.size() == 1, "all_gather: got ", outputs.size(),
                " output lists, expected one (requires non-empty tensor list)");
@@ -114,11 +140,12 @@ std::shared_ptr<Operation> Backend::all_gather_one(const at::Tensor& output,
   OperationBuilder builder(Collective::all_gather, timeout);
   builder.add_split(output, getSize(), false, true);
   builder.add(input, true, false);
-  return builder.take();
+  return builder.take(getRank());
 }
 
 Backend::WorkPtr Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
                                           const c10d::AllgatherOptions& opts) {
+  const SequenceSlot slot(*engine_);
   std::vector<std::shared_ptr<Operation>> operations{all_gather_one(output, input, opts.timeout)};
   return launch({c10d::OpType::_ALLGATHER_BASE, "pycomm:all_gather", opts.asyncOp},
                 std::move(operations), {input}, {output});
@@ -126,6 +153,7 @@ Backend::WorkPtr Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
 
 Backend::WorkPtr Backend::allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                           const c10d::AllgatherOptions& opts) {
+  const SequenceSlot slot(*engine_);
   PYCOMM_USAGE(!inputs.empty() && inputs.size() == outputs.size(), "all_gather: got ",
                inputs.size(), " inputs and ", outputs.size(),
                " outputs, expected as many of each, and some");
@@ -139,6 +167,7 @@ Backend::WorkPtr Backend::allgather_into_tensor_coalesced(Tensors& outputs, Tens
 
 Backend::WorkPtr Backend::gather(TensorLists& outputs, Tensors& inputs,
                                  const c10d::GatherOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::gather, inputs);
   OperationBuilder builder(Collective::gather, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -162,6 +191,7 @@ Backend::WorkPtr Backend::gather(TensorLists& outputs, Tensors& inputs,
 
 Backend::WorkPtr Backend::scatter(Tensors& outputs, TensorLists& inputs,
                                   const c10d::ScatterOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::scatter, outputs);
   OperationBuilder builder(Collective::scatter, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -185,6 +215,7 @@ Backend::WorkPtr Backend::scatter(Tensors& outputs, TensorLists& inputs,
 
 Backend::WorkPtr Backend::reduce_scatter(Tensors& outputs, TensorLists& inputs,
                                          const c10d::ReduceScatterOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_one(Collective::reduce_scatter, outputs);
   PYCOMM_USAGE(inputs.size() == 1, "reduce_scatter: got ", inputs.size(),
                " input lists, expected one (requires non-empty tensor list)");
@@ -214,11 +245,12 @@ std::shared_ptr<Operation> Backend::reduce_scatter_one(const at::Tensor& output,
   builder.set_op(op, output);
   builder.add_split(input, getSize(), true, false);
   builder.add(output, false, true);
-  return builder.take();
+  return builder.take(getRank());
 }
 
 Backend::WorkPtr Backend::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                                const c10d::ReduceScatterOptions& opts) {
+  const SequenceSlot slot(*engine_);
   std::vector<std::shared_ptr<Operation>> operations{
       reduce_scatter_one(output, input, opts.reduceOp, opts.timeout)};
   return launch({c10d::OpType::_REDUCE_SCATTER_BASE, "pycomm:reduce_scatter", opts.asyncOp},
@@ -227,6 +259,7 @@ Backend::WorkPtr Backend::_reduce_scatter_base(at::Tensor& output, at::Tensor& i
 
 Backend::WorkPtr Backend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                           const c10d::ReduceScatterOptions& opts) {
+  const SequenceSlot slot(*engine_);
   PYCOMM_USAGE(!inputs.empty() && inputs.size() == outputs.size(), "reduce_scatter: got ",
                inputs.size(), " inputs and ", outputs.size(),
                " outputs, expected as many of each, and some");
@@ -242,9 +275,11 @@ Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
                                         std::vector<int64_t>& output_sizes,
                                         std::vector<int64_t>& input_sizes,
                                         const c10d::AllToAllOptions& opts) {
+  const SequenceSlot slot(*engine_);
   check_tensor(Collective::all_to_all, input);
   check_tensor(Collective::all_to_all, output);
   check_same_dtype(Collective::all_to_all, output, input);
+  check_own_split(output, input, output_sizes, input_sizes, getRank(), getSize());
   OperationBuilder builder(Collective::all_to_all, opts.timeout);
   builder.add_split(input, input_sizes, getSize(), true, false, "input");
   builder.add_split(output, output_sizes, getSize(), false, true, "output");
@@ -254,6 +289,7 @@ Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
 
 Backend::WorkPtr Backend::alltoall(Tensors& outputs, Tensors& inputs,
                                    const c10d::AllToAllOptions& opts) {
+  const SequenceSlot slot(*engine_);
   PYCOMM_USAGE(!inputs.empty(), "all_to_all: got no input tensors, expected one for each rank");
   check_list(Collective::all_to_all, inputs, getSize(), inputs[0], "input");
   check_list(Collective::all_to_all, outputs, getSize(), inputs[0], "output");

@@ -81,8 +81,7 @@ void bind_backend(py::module_& m) {
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(m, "Backend")
       .def(py::init([](const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
                        const c10::intrusive_ptr<BackendOptions>& options) {
-             // Not `release`: a call guard would also cover pybind11's own bookkeeping of the new
-             // object, which needs the GIL.
+             // Only connecting waits; pybind11's own bookkeeping afterwards needs the GIL.
              const py::gil_scoped_release connecting;
              return c10::make_intrusive<Backend>(store, rank, world_size, options);
            }),

@@ -37,17 +37,25 @@ class OperationBuilder {
                  bool writes, const char* what);
   void add_empty(int count);
 
-  std::shared_ptr<Operation> take();
+  // `rank` is this rank's: its own input and output block may be the same memory.
+  std::shared_ptr<Operation> take(int rank);
 
  private:
   struct Staged {
     at::Tensor tensor, temporary;
   };
+  struct Moved {
+    at::Tensor apart;  // bytes
+    const std::byte* from;
+  };
+  void separate_overlaps(int rank);
   std::byte* memory_of(const at::Tensor& tensor, bool reads, bool writes);
 
   std::shared_ptr<Operation> operation_;
   std::vector<Staged> pack_, unpack_;
+  std::vector<Moved> moved_;
   std::vector<Region> scaled_;
+  std::vector<bool> writes_;  // by region of the operation
   std::optional<double> factor_;
   bool first_ = true;
 };

@@ -5,9 +5,11 @@
 
 namespace pycomm {
 
-Work::Work(int rank, int world_size, c10d::OpType type, const char* title,
-           const std::optional<std::vector<at::Tensor>>& inputs, std::vector<at::Tensor> outputs)
+Work::Work(std::shared_ptr<CallbackPool> callbacks, int rank, int world_size, c10d::OpType type,
+           const char* title, const std::optional<std::vector<at::Tensor>>& inputs,
+           std::vector<at::Tensor> outputs)
     : c10d::Work(rank, type, title, inputs),
+      callbacks_(std::move(callbacks)),
       world_size_(world_size),
       outputs_(std::move(outputs)),
       begun_(std::chrono::steady_clock::now()) {}
@@ -43,6 +45,11 @@ void Work::on_operation_finished(const Operation& operation) {
     }
   }
   if (remaining_.fetch_sub(1) != 1) return;
+  // Before anybody can know: the profiler may be stopped by whoever waits.
+  if (recordFunctionEndCallback_) {
+    recordFunctionEndCallback_();
+    recordFunctionEndCallback_ = nullptr;
+  }
   c10::intrusive_ptr<c10::ivalue::Future> future;
   {
     const std::lock_guard lock(mutex_);
@@ -52,16 +59,14 @@ void Work::on_operation_finished(const Operation& operation) {
     future = future_;
   }
   cv_.notify_all();
-  if (recordFunctionEndCallback_) {
-    recordFunctionEndCallback_();
-    recordFunctionEndCallback_ = nullptr;
-  }
   if (!future) return;
-  if (exception_) {
-    future->setError(exception_);
-  } else {
-    future->markCompleted(c10::IValue(outputs_));
-  }
+  callbacks_->run([future, error = exception_, outputs = outputs_] {
+    if (error) {
+      future->setError(error);
+    } else {
+      future->markCompleted(c10::IValue(outputs));
+    }
+  });
 }
 
 bool Work::wait(std::chrono::milliseconds timeout) {

@@ -2,8 +2,8 @@
 // What an asynchronous call returns: c10d's Work over one or several operations of the engine.
 //
 // Completed by the thread that finishes the last operation; the Future, made when first asked for,
-// then runs its callbacks on that thread. Holds the tensors until then. Thread-safe, as c10d
-// demands.
+// is completed by a thread of the callback pool and runs its callbacks there. Holds the tensors
+// until then. Thread-safe, as c10d demands.
 #pragma once
 
 #include <atomic>
@@ -11,14 +11,17 @@
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
 
+#include "engine/callback_pool.h"
 #include "engine/engine.h"
 
 namespace pycomm {
 
 class Work final : public c10d::Work {
  public:
-  Work(int rank, int world_size, c10d::OpType type, const char* title,
-       const std::optional<std::vector<at::Tensor>>& inputs, std::vector<at::Tensor> outputs);
+  // `callbacks` runs what users attach to the Future.
+  Work(std::shared_ptr<CallbackPool> callbacks, int rank, int world_size, c10d::OpType type,
+       const char* title, const std::optional<std::vector<at::Tensor>>& inputs,
+       std::vector<at::Tensor> outputs);
 
   // Hands the operations to the engine. Throws what Engine::submit throws; the work has failed
   // then.
@@ -37,6 +40,7 @@ class Work final : public c10d::Work {
  private:
   void on_operation_finished(const Operation& operation);
 
+  const std::shared_ptr<CallbackPool> callbacks_;
   const int world_size_;
   std::vector<at::Tensor> outputs_;
   std::vector<at::Tensor> held_;

@@ -27,6 +27,7 @@ void for_each_field(Address& a, Visit visit) {
   visit("token", a.token);
   visit("segment_bytes", a.segment_bytes);
   visit("slots", a.slots);
+  visit("tcp_connections", a.tcp_connections);
   visit("unix_name", a.unix_name);
   visit("ip", a.ip);
   visit("port", a.port);

@@ -24,6 +24,7 @@ struct PeerAddress {
   std::string token;       // 32 hex digits; whoever connects must present it
   uint64_t segment_bytes = 0;
   int slots = 0;
+  int tcp_connections = 0;
   std::string unix_name;  // shm
   std::string ip;         // tcp
   int port = 0;

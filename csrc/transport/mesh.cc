@@ -69,6 +69,8 @@ std::vector<PeerAddress> exchange(Store& store, const PeerAddress& mine, Deadlin
     expect_same("world size", mine.world_size, theirs.world_size);
     expect_same("segment bytes", mine.segment_bytes, theirs.segment_bytes);
     expect_same("slots", mine.slots, theirs.slots);
+    expect_same("tcp connections", mine.tcp_connections, theirs.tcp_connections);
+    expect_same("transports", mine.transports, theirs.transports);
   }
   return all;
 }
@@ -132,6 +134,7 @@ std::unique_ptr<Mesh> Mesh::connect(Store& store, int rank, int world_size,
   mine.transports = options.transports;
   mine.segment_bytes = layout.segment_bytes;
   mine.slots = layout.slots;
+  mine.tcp_connections = options.tcp_connections;
   for (auto* transport : transports) transport->describe(mine);
 
   auto mesh = std::make_unique<Mesh>();

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
 #include "transport/tcp_channel.h"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include "base/crc32c.h"
+#include "base/deadline.h"
 #include "base/error.h"
 
 namespace pycomm {
@@ -31,7 +35,18 @@ TcpChannel::TcpChannel(std::vector<Fd> sockets, int peer_rank, std::string peer,
       receiving_(kSlots),
       received_(kSlots, false) {}
 
-TcpChannel::~TcpChannel() = default;
+// Closing a socket that holds unread data resets the connection and throws away what the kernel has
+// not delivered yet, though we called it sent; so that goes out first. What has reached the peer's
+// kernel stays there for it to read.
+TcpChannel::~TcpChannel() {
+  const auto patience = Deadline::after(kTcpLinger);
+  for (const Fd& socket : sockets_) {
+    int queued = 0;
+    while (::ioctl(socket.get(), SIOCOUTQ, &queued) == 0 && queued > 0 && !patience.expired()) {
+      ::usleep(500);
+    }
+  }
+}
 
 TcpChannel::Slot& TcpChannel::slot(std::vector<Slot>& slots, uint64_t number) {
   auto& one = slots[number % kSlots];
