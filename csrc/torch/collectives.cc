@@ -279,10 +279,10 @@ Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
   check_tensor(Collective::all_to_all, input);
   check_tensor(Collective::all_to_all, output);
   check_same_dtype(Collective::all_to_all, output, input);
-  check_own_split(output, input, output_sizes, input_sizes, getRank(), getSize());
   OperationBuilder builder(Collective::all_to_all, opts.timeout);
   builder.add_split(input, input_sizes, getSize(), true, false, "input");
   builder.add_split(output, output_sizes, getSize(), false, true, "output");
+  check_own_split(output, input, output_sizes, input_sizes, getRank(), getSize());
   return launch({c10d::OpType::ALLTOALL_BASE, "pycomm:all_to_all", opts.asyncOp}, builder, {input},
                 {output});
 }

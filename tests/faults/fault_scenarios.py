@@ -30,11 +30,10 @@ def scenario(function: Scenario) -> Scenario:
 
 def run(job: dict[str, Any]) -> None:
     SCENARIOS[job["scenario"]](Rank(job))
-    if job["scenario"] in ENDS_AS_SCRIPTS_DO:
-        return
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    os._exit(0)
+    if job["scenario"] not in ENDS_AS_SCRIPTS_DO:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        os._exit(0)
 
 
 class Rank:
