@@ -9,7 +9,7 @@ later call repeats the first cause. Both are RuntimeErrors, as torch's own backe
 try:
     from torch.distributed import DistBackendError
 except ImportError:  # a torch built without distributed must still be importable
-    DistBackendError = RuntimeError
+    DistBackendError = RuntimeError  # type: ignore[misc,assignment]
 
 
 class UsageError(ValueError, RuntimeError):
