@@ -141,7 +141,7 @@ TEST("a sleeper on sockets is woken by every frame") {
 }
 
 TEST("a rank with peers on both transports sleeps on sockets and hears its host's peers too") {
-  const auto meshes = connect_threads(3, {"shm,tcp", "shm,tcp", "tcp"});
+  const auto meshes = connect_threads(3, {"shm,tcp", {0, 0, 1}});
   CHECK(meshes[0]->link(1).transport == "shm" && meshes[0]->link(2).transport == "tcp");
   ping_pong(meshes, 0, 1, 4000);
   ping_pong(meshes, 0, 2, 4000);

@@ -45,15 +45,46 @@ inline void on_threads(int count, const std::function<void(int)>& body) {
   }
 }
 
-// All ranks of a group as threads of this process. `transports` by rank, or one for all.
-inline std::vector<std::unique_ptr<Mesh>> connect_threads(
-    int world_size, const std::vector<std::string>& transports, size_t segment_bytes = 0,
-    int tcp_connections = kTcpConnections) {
-  MemoryStore store;
+// The group's store as a rank sees it that believes others to be on other hosts: `hosts` by rank.
+class HostsStore final : public Store {
+ public:
+  HostsStore(Store& inner, std::vector<int> hosts, int rank)
+      : inner_(inner), hosts_(std::move(hosts)), rank_(static_cast<size_t>(rank)) {}
+  void set(const std::string& key, const std::string& value) override { inner_.set(key, value); }
+  std::string get(const std::string& key, Deadline deadline) override {
+    const auto value = inner_.get(key, deadline);
+    const std::string prefix = "pycomm/address/";
+    if (key.rfind(prefix, 0) != 0) return value;
+    auto address = PeerAddress::parse(value);
+    const int host = hosts_[static_cast<size_t>(address.rank)];
+    if (host != hosts_[rank_]) address.host_id = str("host ", host);
+    return address.serialize();
+  }
+
+ private:
+  Store& inner_;
+  std::vector<int> hosts_;
+  size_t rank_;
+};
+
+// How the ranks of a group are joined; `hosts` by rank, or nothing when all share one.
+struct Layout {
+  std::string transports;
+  std::vector<int> hosts = {};
+};
+
+// All ranks of a group as threads of this process.
+inline std::vector<std::unique_ptr<Mesh>> connect_threads(int world_size, const Layout& layout,
+                                                          size_t segment_bytes = 0,
+                                                          int tcp_connections = kTcpConnections) {
+  MemoryStore shared;
+  std::vector<int> hosts = layout.hosts;
+  hosts.resize(static_cast<size_t>(world_size));
   std::vector<std::unique_ptr<Mesh>> meshes(static_cast<size_t>(world_size));
   on_threads(world_size, [&](int rank) {
+    HostsStore store(shared, hosts, rank);
     MeshOptions options;
-    options.transports = transports[transports.size() > 1 ? static_cast<size_t>(rank) : 0];
+    options.transports = layout.transports;
     options.socket_interface = "lo";
     options.segment_bytes = segment_bytes;
     options.tcp_connections = tcp_connections;

@@ -109,6 +109,21 @@ TEST("synchronous collectives are right on 2 to 5 ranks over both transports") {
   }
 }
 
+TEST("collectives cross hosts: two levels within and between, uneven hosts too") {
+  for (const auto& hosts : {std::vector<int>{0, 0, 1, 1}, {0, 1, 1, 2, 0}}) {
+    const int p = static_cast<int>(hosts.size());
+    with_group({"shm,tcp", hosts}, p, [&](auto& engine, int) {
+      for (const size_t count : {1, 100, 10000, 300000}) {
+        CHECK(count < 10000 ||
+              engine->algorithm_for(Collective::all_reduce, count * 4) == "hierarchical");
+        auto memory = tensor(count, 3);
+        engine->run(make(Collective::all_reduce, memory));
+        check_all(memory, static_cast<float>(3 * p), "hosts");
+      }
+    });
+  }
+}
+
 TEST("asynchronous collectives submitted by several threads of each rank are all carried out") {
   for (const auto& transport : kTransports) {
     with_group({transport}, 3, [&](auto& engine, int) {
