@@ -1,89 +1,18 @@
 // SPDX-License-Identifier: MIT
-// Whole engines, ranks as threads of one process, over shared memory and TCP: the target of the
-// thread sanitizer.
-#include <dirent.h>
-
-#include <cstdio>
+// Whole engines, ranks as threads of one process, over shared memory and TCP: collectives and
+// messages from many threads. With engine_endings_test the target of the thread sanitizer.
 #include <random>
 
-#include "check.h"
 #include "collective_data.h"
-#include "connections.h"
-#include "engine/engine.h"
+#include "groups.h"
 
-using namespace pycomm;
-using namespace connections;
+using namespace groups;
 using data::Case;
 using data::RankData;
 
 namespace {
 
 constexpr uint64_t kSeed = 31337;
-const std::vector<std::string> kTransports{"shm", "tcp"};
-
-EngineOptions quick() {
-  EngineOptions options;
-  options.timeout = std::chrono::seconds(60);  // a bug ends a test instead of hanging it
-  return options;
-}
-
-// A group whose ranks are threads: body(engine, rank) on each.
-template <class Body>
-void with_group(const std::vector<std::string>& transports, int world_size, const Body& body,
-                size_t segment_bytes = 0) {
-  auto meshes = connect_threads(world_size, transports, segment_bytes);
-  std::vector<std::unique_ptr<Engine>> engines;
-  for (auto& mesh : meshes) engines.push_back(std::make_unique<Engine>(std::move(mesh), quick()));
-  on_threads(world_size, [&](int rank) {
-    auto& engine = engines[static_cast<size_t>(rank)];
-    body(engine, rank);
-    if (engine) engine->shutdown("the test is over", true);
-  });
-}
-
-using OperationPtr = std::shared_ptr<Operation>;
-
-std::vector<float> tensor(size_t count, float value) { return std::vector<float>(count, value); }
-
-OperationPtr make(Collective collective, std::vector<float>& memory) {
-  auto operation = std::make_shared<Operation>();
-  operation->collective = collective;
-  operation->work = {{reinterpret_cast<std::byte*>(memory.data()), memory.size()}};
-  return operation;
-}
-OperationPtr message(Collective collective, int peer, int tag, std::vector<float>& memory) {
-  auto operation = make(collective, memory);
-  operation->peer = peer;
-  operation->root = tag;
-  return operation;
-}
-void check_all(const std::vector<float>& memory, float value, const std::string& context) {
-  for (size_t i = 0; i < memory.size(); ++i) {
-    CHECK(memory[i] == value, context, ", element ", i, " is ", memory[i], ", expected ", value);
-  }
-}
-
-// What waiting for `body` throws.
-template <class Body>
-Failure failure_of(const Body& body) {
-  try {
-    body();
-  } catch (const CommError& error) {
-    return error.failure();
-  }
-  return {};
-}
-bool contains(const Failure& failure, const std::string& part) {
-  return failure.text.find(part) != std::string::npos;
-}
-
-int open_descriptors() {
-  int count = 0;
-  DIR* folder = ::opendir("/proc/self/fd");
-  while (::readdir(folder)) ++count;
-  ::closedir(folder);
-  return count;
-}
 
 }  // namespace
 
@@ -238,9 +167,8 @@ TEST("a receive from any source takes each message once and says whose it was") 
 
 TEST("messages and collectives of several threads do not wait for each other") {
   // Ranks 0 and 1 share memory and reach rank 2 by TCP, so they sleep on sockets.
-  for (const auto& transports :
-       {std::vector<std::string>{"shm"}, {"tcp"}, {"shm,tcp", "shm,tcp", "tcp"}}) {
-    with_group(transports, 3, [&](auto& engine, int rank) {
+  for (const Layout& layout : {Layout{"shm"}, {"tcp"}, {"shm,tcp", {0, 0, 1}}}) {
+    with_group(layout, 3, [&](auto& engine, int rank) {
       const int next = (rank + 1) % 3, previous = (rank + 2) % 3;
       on_threads(3, [&](int thread) {
         for (int k = 0; k < 60; ++k) {
@@ -284,119 +212,4 @@ TEST("callbacks run once, and before() and after() enclose the operation") {
     while (calls == 0 && !deadline.expired()) std::this_thread::yield();
     CHECK(calls == 1, calls.load());
   });
-}
-
-TEST("shutting down twice, idle or by the destructor, is fine") {
-  for (const auto& transport : kTransports) {
-    with_group({transport}, 2, [&](auto& engine, int rank) {
-      if (rank == 0) engine->shutdown("early", false);
-      if (rank == 0) engine->shutdown("again", true);
-      if (rank == 1) engine.reset();
-    });
-  }
-}
-
-TEST("a shutdown fails what is pending, and the others hear who has left") {
-  for (const auto& transport : kTransports) {
-    with_group({transport}, 3, [&](auto& engine, int rank) {
-      auto memory = tensor(1000, 1), unmatched = tensor(10, 1);
-      if (rank == 0) {
-        const auto collective = make(Collective::all_reduce, memory);
-        const auto receive = message(Collective::recv, 1, 9, unmatched);
-        engine->submit(collective);
-        engine->submit(receive);
-        engine->shutdown("leaving", false);
-        for (const auto& one : {collective, receive}) {
-          const auto failure = failure_of([&] { engine->wait(*one, {}); });
-          CHECK(failure.kind == FailureKind::aborted && contains(failure, "closed"), failure.text);
-        }
-        return;
-      }
-      const auto failure = failure_of([&] { engine->run(make(Collective::all_reduce, memory)); });
-      CHECK(
-          failure.kind == FailureKind::peer_failure && contains(failure, "left the group: leaving"),
-          transport, ": ", failure.text);
-      CHECK(failure.ranks == std::vector<int>{0}, failure.text);
-    });
-  }
-}
-
-TEST("an engine that is destroyed early makes the others raise, in collectives and in messages") {
-  for (const auto& transport : kTransports) {
-    for (const bool messages : {false, true}) {
-      with_group({transport}, 3, [&](auto& engine, int rank) {
-        if (rank == 2) return engine.reset();
-        auto memory = tensor(100, 1);
-        const auto operation = messages ? message(Collective::recv, 2, 0, memory)
-                                        : make(Collective::all_reduce, memory);
-        const auto failure = failure_of([&] { engine->run(operation); });
-        CHECK(failure.kind == FailureKind::peer_failure && failure.ranks == std::vector<int>{2},
-              transport, ": ", failure.text);
-      });
-    }
-  }
-}
-
-TEST("an abort reaches every rank with its reason, and later calls repeat it") {
-  with_group({"shm"}, 3, [&](auto& engine, int rank) {
-    auto memory = tensor(100, 1);
-    if (rank == 1) engine->abort("enough");
-    for (int k = 0; k < 2; ++k) {
-      const auto failure = failure_of([&] { engine->run(make(Collective::all_reduce, memory)); });
-      CHECK(failure.kind == FailureKind::aborted && contains(failure, "aborted by rank 1: enough"),
-            failure.text);
-    }
-  });
-}
-
-TEST("a timeout names the rank that did not come, on every rank") {
-  for (const auto& transport : kTransports) {
-    with_group({transport}, 2, [&](auto& engine, int rank) {
-      auto memory = tensor(100, 1);
-      const auto operation = make(Collective::all_reduce, memory);
-      operation->timeout = std::chrono::milliseconds(150);
-      if (rank == 1) {
-        while (!engine->failure()) std::this_thread::yield();
-      }
-      const auto failure = failure_of([&] { engine->run(operation); });
-      CHECK(failure.kind == FailureKind::timeout && contains(failure, "waiting for rank 1"),
-            failure.text);
-    });
-  }
-}
-
-TEST("waiting for a while does not end the operation") {
-  with_group({"shm"}, 2, [&](auto& engine, int rank) {
-    auto memory = tensor(100, 1), other = tensor(1, 0);
-    const auto operation = make(Collective::all_reduce, memory);
-    if (rank == 0) {
-      engine->submit(operation);
-      const auto failure =
-          failure_of([&] { engine->wait(*operation, std::chrono::milliseconds(30)); });
-      CHECK(failure.kind == FailureKind::timeout && contains(failure, "goes on"), failure.text);
-      engine->run(message(Collective::send, 1, 0, other));
-    } else {
-      engine->run(message(Collective::recv, 0, 0, other));
-      engine->submit(operation);
-    }
-    engine->wait(*operation, {});
-    check_all(memory, 2, "after a wait in vain");
-  });
-}
-
-TEST("hundreds of groups leave no descriptor behind") {
-  const auto once = [](const std::string& transport) {
-    with_group({transport}, 2, [&](auto& engine, int) {
-      auto memory = tensor(10, 1);
-      engine->run(make(Collective::all_reduce, memory));
-      check_all(memory, 2, transport);
-    });
-  };
-  for (const auto& transport : kTransports) once(transport);
-  const int before = open_descriptors();
-  for (int k = 0; k < 100; ++k) {
-    for (const auto& transport : kTransports) once(transport);
-  }
-  CHECK(open_descriptors() == before, before, " descriptors before, ", open_descriptors(),
-        " after");
 }
