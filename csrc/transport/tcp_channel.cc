@@ -2,6 +2,8 @@
 #include "transport/tcp_channel.h"
 
 #include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,6 +25,14 @@ uint32_t crc_of(const TcpFrameHeader& header, const std::byte* payload) {
   return crc32c(crc, payload, header.frame.payload_bytes);
 }
 
+// After a reset nothing will be delivered, but what was queued goes on being counted.
+bool is_closed(int socket) {
+  tcp_info info{};
+  socklen_t size = sizeof(info);
+  return ::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+         info.tcpi_state == TCP_CLOSE;
+}
+
 }  // namespace
 
 TcpChannel::TcpChannel(std::vector<Fd> sockets, int peer_rank, std::string peer,
@@ -42,7 +52,8 @@ TcpChannel::~TcpChannel() {
   const auto patience = Deadline::after(kTcpLinger);
   for (const Fd& socket : sockets_) {
     int queued = 0;
-    while (::ioctl(socket.get(), SIOCOUTQ, &queued) == 0 && queued > 0 && !patience.expired()) {
+    while (!is_closed(socket.get()) && ::ioctl(socket.get(), SIOCOUTQ, &queued) == 0 &&
+           queued > 0 && !patience.expired()) {
       ::usleep(500);
     }
   }

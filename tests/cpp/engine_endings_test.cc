@@ -49,7 +49,11 @@ TEST("a shutdown fails what is pending, and the others hear who has left") {
       }
       // Rank 2 is in the middle of it, rank 1 comes too late.
       while (rank == 1 && !left) std::this_thread::yield();
-      const auto failure = failure_of([&] { engine->run(make(Collective::all_reduce, memory)); });
+      // What rank 0 had sent by then may do for the first collective, not for a second.
+      Failure failure;
+      for (int k = 0; k < 2 && !failure; ++k) {
+        failure = failure_of([&] { engine->run(make(Collective::all_reduce, memory)); });
+      }
       CHECK(
           failure.kind == FailureKind::peer_failure && contains(failure, "left the group: leaving"),
           transport, ": ", failure.text);
