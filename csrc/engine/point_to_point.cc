@@ -134,6 +134,14 @@ bool PointToPoint::begin_message(int peer, const OpSignature& signature) {
   Peer& state = peers_[static_cast<size_t>(peer)];
   const auto receive = match(peer, signature.root);
   if (receive == receives_.end() && !wanted_from(peer)) return false;
+  if (signature.collective != Collective::send || signature.sequence != state.received) {
+    throw CommError(
+        Failure{FailureKind::mismatch,
+                str("message ", signature.sequence, " came from rank ", peer, " to rank ",
+                    mesh_.rank(), " where message ", state.received, " was due; a frame was lost"),
+                {peer}});
+  }
+  ++state.received;
   state.incoming = {signature, 0, nullptr, {}};
   if (receive != receives_.end()) {
     check_fits(peer, signature, **receive);

@@ -57,8 +57,9 @@ class PointToPoint {
   };
   struct Peer {
     std::deque<Outgoing> outgoing;
-    uint64_t sent = 0;    // messages begun
-    bool closed = false;  // its lane broke while nobody wanted anything of it in particular
+    uint64_t sent = 0;      // messages begun
+    uint64_t received = 0;  // messages begun
+    bool closed = false;    // its lane broke while nobody wanted anything of it in particular
     bool receiving = false;
     Incoming incoming;
     std::list<Incoming> set_aside;  // whole messages, oldest first

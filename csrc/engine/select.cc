@@ -38,7 +38,7 @@ AlgorithmChoices parse_algorithms(const std::string& text) {
     bool applied = false;
     for (int code = 0; code < kCollectiveCount; ++code) {
       const auto one = static_cast<Collective>(code);
-      if (!collective.empty() && collective != name_of(one)) continue;
+      if (split != std::string::npos && collective != name_of(one)) continue;
       if (!has(one, algorithm)) continue;
       choices[one] = algorithm;
       applied = true;

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <new>
@@ -130,6 +131,15 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
              log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
            },
            callers)) {
+    const int caller = greeting.hello.rank;
+    if (caller <= rank || std::find(peers.begin(), peers.end(), caller) == peers.end()) {
+      throw CommError(Failure{FailureKind::mismatch,
+                              str("set-up on rank ", rank,
+                                  ": a caller with this group's token says it "
+                                  "is rank ",
+                                  caller, ", whom nobody expects"),
+                              {}});
+    }
     send_hello(greeting.socket.get(), hello_to(greeting.hello.rank), mine);
     links[greeting.hello.rank] = make_link(rank, greeting.hello.rank, std::move(greeting.socket),
                                            std::move(greeting.passed));

@@ -150,7 +150,14 @@ std::vector<Link> TcpTransport::connect(const std::vector<PeerAddress>& addresse
            callers)) {
     const int peer = greeting.hello.rank;
     const uint32_t purpose = greeting.hello.purpose;
-    if (peer <= rank || !sockets.count(peer) || purpose >= per_peer) continue;
+    if (peer <= rank || !sockets.count(peer) || purpose >= per_peer) {
+      throw CommError(Failure{FailureKind::mismatch,
+                              str("set-up on rank ", rank,
+                                  ": a caller with this group's token says it "
+                                  "is rank ",
+                                  peer, ", connection ", purpose, ", which nobody expects"),
+                              {}});
+    }
     tune(greeting.socket.get());
     send_hello(greeting.socket.get(), hello_to(peer, purpose), {});
     sockets[peer][purpose] = std::move(greeting.socket);
