@@ -17,6 +17,10 @@ constexpr int kOneShotRanks = 8;
 constexpr size_t kDoublingBytes = 16 * 1024;
 // Direct exchange opens p - 1 lanes at once; beyond this many ranks that is too many.
 constexpr int kDirectRanks = 32;
+// From here a broadcast's root sends pieces that the others pass on, instead of everything to each:
+// with 4 ranks on 2 cores 1.6 times as fast at 16 MiB, and no longer dependent on whose core the
+// root shares.
+constexpr size_t kScatterBytes = 256 * 1024;
 // Between hosts a tree's 2 log2(p) steps win up to here, the ring's full pipes beyond.
 constexpr size_t kTreeBytes = 256 * 1024;
 
@@ -67,6 +71,9 @@ std::string_view select_algorithm(Collective collective, size_t bytes, int world
     if (bytes <= kTreeBytes) return "double_binary_tree";
     return one_host || bytes / static_cast<size_t>(world_size) >= 4096 ? "ring"
                                                                        : "halving_doubling";
+  }
+  if (collective == Collective::broadcast && world_size > 2 && bytes >= kScatterBytes) {
+    return "scatter_all_gather";
   }
   if (world_size > kDirectRanks) {
     if (collective == Collective::all_gather || collective == Collective::reduce_scatter)
