@@ -28,8 +28,8 @@ inline constexpr size_t kRingBytesPerRankMax = 32 * 1024 * 1024;
 // Payloads of this size and less travel inside the frame header's cache line.
 inline constexpr size_t kInlinePayloadBytes = 16;
 
-// Waiting: spin, then yield, then sleep. A cache line crosses cores in 0.12 us and a futex wake
-// costs about 5 us, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the
+// Waiting: spin, then yield, then sleep. A cache line crosses cores many times faster than a futex
+// wakes a sleeper, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the
 // awaited peer may need this very core, so spinning gives way at once.
 inline constexpr int kSpins = 2000;
 inline constexpr int kSpinsOversubscribed = 20;

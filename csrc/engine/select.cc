@@ -18,8 +18,9 @@ constexpr size_t kDoublingBytes = 16 * 1024;
 // Direct exchange opens p - 1 lanes at once; beyond this many ranks that is too many.
 constexpr int kDirectRanks = 32;
 // From here a broadcast's root sends pieces that the others pass on, instead of everything to each:
-// with 4 ranks on 2 cores 1.6 times as fast at 16 MiB, and no longer dependent on whose core the
-// root shares.
+// faster with 3 and 4 ranks on 2 cores, and it does not depend on whose core the root shares. To
+// compare: `python -m pycomm bench broadcast --world 4`, with and without
+// PYCOMM_ALGO=broadcast=direct.
 constexpr size_t kScatterBytes = 256 * 1024;
 // Between hosts a tree's 2 log2(p) steps win up to here, the ring's full pipes beyond.
 constexpr size_t kTreeBytes = 256 * 1024;
