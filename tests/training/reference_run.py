@@ -8,9 +8,9 @@
     def test_ddp_equals_one_process():
         expect_equal(run_ranks(plain, 3), alone(gpt, [tokens_of(rank) for rank in range(3)]))
 
-`alone` computes the gradients of one share of the data after the other and combines them as the ranks
-would: same kernels on the same shapes, and additions in rank order. So equal means bit for bit, unless
-a test says why not. Each rank has other data, so that a gradient that was not reduced shows.
+`alone` computes the gradients of one share of the data after the other and combines them as the
+ranks would: same kernels on the same shapes, additions in rank order. So equal means bit for bit,
+unless a test says why not. Each rank has other data, so that a gradient that was not reduced shows.
 """
 
 from __future__ import annotations
