@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The command line: python -m pycomm bench | plan | flight."""
+"""The command line: python -m pycomm run | bench | plan | flight."""
 
 import argparse
 import sys
 
 from pycomm import bench, flight, plans
+from pycomm import run as run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -12,6 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pycomm", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module, text in (
+        ("run", run_program, "run a program that names another backend on pycomm, unedited"),
         ("bench", bench, "measure collectives side by side with other backends, and check them"),
         ("plan", plans, "print an algorithm as the steps each rank takes, prove it, cost it"),
         ("flight", flight, "compare flight recorder dumps and say where the ranks part"),

@@ -64,6 +64,12 @@ def _transports(name: str, value: str) -> str:
     return value
 
 
+def _replaced(name: str, value: str) -> tuple[str, ...]:
+    from pycomm.replace import parse_names
+
+    return parse_names(name, value)
+
+
 def _level(name: str, value: str) -> str:
     if value not in ("error", "warning", "info", "debug"):
         raise UsageError(f"{name}={value!r}: expected error, warning, info or debug")
@@ -83,6 +89,8 @@ VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_FLIGHT_DIR": ("flight_dir", _text),
     "PYCOMM_LOG": (None, _level),
     "PYCOMM_CPU": (None, _text),
+    "PYCOMM_REPLACE": (None, _replaced),
+    "PYCOMM_KEEP_NAME": (None, _flag),
 }
 
 

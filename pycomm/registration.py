@@ -3,9 +3,11 @@
 
 `autoload` runs at the end of every `import torch` in an environment that has pycomm (entry-point
 group torch.backends); torch 2.14 and later call `register` when the name is first asked for
-(torch.distributed.backends). Both may run any number of times.
+(torch.distributed.backends). Both may run any number of times. `autoload` also lets pycomm take
+another backend's place where PYCOMM_REPLACE says so: see pycomm/replace.py.
 """
 
+import os
 from typing import Any
 
 _registered = False
@@ -39,6 +41,10 @@ def autoload() -> None:
     """
     try:
         register()
+        if os.environ.get("PYCOMM_REPLACE"):
+            from pycomm.replace import install
+
+            install()
     except Exception as error:  # noqa: BLE001
         import warnings
 
