@@ -16,6 +16,8 @@ unless a test says why not. Each rank has other data, so that a gradient that wa
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +75,36 @@ def tokens_of(rank: int, steps: int = STEPS, count: int = 2) -> list[Tensor]:
     return [torch.randint(BYTES, shape, generator=generator) for _ in range(steps)]
 
 
+class Odd(nn.Module):
+    """Layers whose sizes no world size of the tests divides, one without bias, one scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 11)
+        self.second = nn.Linear(11, 7, bias=False)
+        self.last = nn.Linear(7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def odd() -> nn.Module:
+    """An `Odd`, the same weights at every call."""
+    torch.manual_seed(0)
+    return Odd()
+
+
+def rows_of(rank: int, steps: int = STEPS, count: int = 3) -> list[Tensor]:
+    """This rank's batches for `odd`, one for each step: (count, 5) float32."""
+    generator = torch.Generator().manual_seed(2000 + rank)
+    return [torch.randn(count, 5, generator=generator) for _ in range(steps)]
+
+
+def square_loss(model: nn.Module, rows: Tensor) -> Tensor:
+    """The mean squared distance of the model's output from the sum of each row."""
+    return (model(rows).squeeze(-1) - rows.sum(-1)).square().mean()
+
+
 def next_byte_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """The mean loss over a batch of `tokens_of`."""
     logits = model(tokens[:, :-1])
@@ -91,12 +123,15 @@ def adam(parameters: Iterable[Any]) -> torch.optim.Optimizer:
 # ---- one process
 
 
-def scale_then_add(gradients: Sequence[Tensor]) -> Tensor:
+def scale_then_add(gradients: Sequence[Tensor], divisor: int = 0) -> Tensor:
     """The mean as DDP computes it: each rank scales its own, then they are added in rank order."""
-    total = gradients[0] * (1 / len(gradients))
-    for gradient in gradients[1:]:
-        total = total + gradient * (1 / len(gradients))
-    return total
+    factor = 1 / (divisor or len(gradients))
+    return functools.reduce(torch.add, [gradient * factor for gradient in gradients])
+
+
+def add_then_divide(gradients: Sequence[Tensor]) -> Tensor:
+    """The mean as ReduceOp.AVG computes it."""
+    return functools.reduce(torch.add, gradients) / len(gradients)
 
 
 def alone(
@@ -109,35 +144,59 @@ def alone(
 ) -> list[Run]:
     """Trains in this process on the data of all ranks; returns what each rank should hand back.
 
+    Buffers are treated as by DDP: each step begins with those of rank 0. `extra` of each Run is the
+    state dict of the optimizer.
+
     Args:
         make_model: Makes the model, the same at every call.
-        shares: For each rank its batches; all of the same number.
+        shares: For each rank its batches; a rank that has fewer takes no part in the last steps.
         make_optimizer: Makes the optimizer of some parameters.
-        combine: Makes one gradient of those of the ranks, which come in rank order.
+        combine: Makes one gradient of those of the ranks that take part, which come in rank order.
         loss_of: The loss of a model on a batch.
         before_step: Is called with the model when its gradients are ready, for example to clip.
     """
     model = make_model()
     optimizer = make_optimizer(model.parameters())
     losses: list[list[float]] = [[] for _ in shares]
-    for batches in zip(*shares, strict=True):
+    buffers = [_copies(model.buffers()) for _ in shares]
+    for batches in itertools.zip_longest(*shares):
         gradients = []
+        of_rank_0 = buffers[0]
         for rank, batch in enumerate(batches):
+            if batch is None:
+                continue
+            for buffer, value in zip(model.buffers(), of_rank_0, strict=True):
+                buffer.copy_(value)
             optimizer.zero_grad()
             loss = loss_of(model, batch)
             loss.backward()
             losses[rank].append(loss.item())
             gradients.append([parameter.grad for parameter in model.parameters()])
-        for parameter, of_ranks in zip(
-            model.parameters(), zip(*gradients, strict=True), strict=True
-        ):
-            present = [gradient for gradient in of_ranks if gradient is not None]
-            if present:  # a rank that did not use the parameter counts as zero
-                zero = torch.zeros_like(parameter)
-                parameter.grad = combine([zero if g is None else g for g in of_ranks])
+            buffers[rank] = _copies(model.buffers())
+        _set_gradients(model, gradients, combine)
         before_step(model)
         optimizer.step()
-    return [Run(of_rank, copy.deepcopy(whole_state(model))) for of_rank in losses]
+    runs = []
+    for rank, of_rank in enumerate(losses):
+        named = [name for name, _ in model.named_buffers()]
+        state = whole_state(model) | dict(zip(named, buffers[rank], strict=True))
+        runs.append(Run(of_rank, state, extra=copy.deepcopy(optimizer.state_dict())))
+    return runs
+
+
+def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _set_gradients(
+    model: nn.Module, gradients: Sequence[Sequence[Tensor | None]], combine: Combine
+) -> None:
+    """Gives each parameter one gradient made of the ranks'; none where no rank used it."""
+    for parameter, of_ranks in zip(model.parameters(), zip(*gradients, strict=True), strict=True):
+        zero = torch.zeros_like(parameter)
+        present = any(gradient is not None for gradient in of_ranks)
+        filled = [zero if gradient is None else gradient for gradient in of_ranks]
+        parameter.grad = combine(filled) if present else None
 
 
 # ---- ranks
