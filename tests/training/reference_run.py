@@ -259,7 +259,8 @@ def expect_equal(
         assert run.collectives, f"rank {rank}: nothing ran on pycomm"
         assert run.state.keys() == reference.state.keys()
         check = {"rtol": rtol, "atol": atol, "equal_nan": True}
-        losses, expected = torch.tensor(run.losses), torch.tensor(reference.losses)
+        losses = torch.tensor(run.losses, dtype=torch.float64)
+        expected = torch.tensor(reference.losses, dtype=torch.float64)
         torch.testing.assert_close(
             losses, expected, **check, msg=lambda text, r=rank: f"rank {r}, losses: {text}"
         )
