@@ -15,6 +15,7 @@ unless a test says why not. Each rank has other data, so that a gradient that wa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -109,6 +110,23 @@ def next_byte_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """The mean loss over a batch of `tokens_of`."""
     logits = model(tokens[:, :-1])
     return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def pairs_of(rank: int, steps: int = 3) -> list[tuple[Tensor, Tensor]]:
+    """Two batches of `tokens_of` for each step, for `accumulated_loss`."""
+    batches = tokens_of(rank, 2 * steps)
+    return list(zip(batches[::2], batches[1::2], strict=True))
+
+
+def accumulated_loss(
+    model: nn.Module,
+    two_batches: tuple[Tensor, Tensor],
+    without_reducing: Callable[[nn.Module], Any] = lambda model: contextlib.nullcontext(),
+) -> Tensor:
+    """Runs backward on the first batch, without reducing; the caller does it on the second."""
+    with without_reducing(model):
+        next_byte_loss(model, two_batches[0]).backward()
+    return next_byte_loss(model, two_batches[1])
 
 
 def sgd(parameters: Iterable[Any]) -> torch.optim.Optimizer:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any
 
@@ -13,13 +12,14 @@ from ranks import Rank, run_ranks
 from reference_run import (
     Odd,
     Run,
+    accumulated_loss,
     adam,
     alone,
     collectives_run,
     expect_equal,
     gpt,
-    next_byte_loss,
     odd,
+    pairs_of,
     rows_of,
     scale_then_add,
     sgd,
@@ -124,22 +124,10 @@ def test_ddp_join_with_uneven_inputs_equals_one_process(by_all: bool) -> None:
     assert [len(run.losses) for run in runs] == STEPS_OF_RANK
 
 
-def accumulated_loss(model: nn.Module, two_batches: tuple[Tensor, Tensor]) -> Tensor:
-    """Runs backward on the first batch without reducing; the caller does it on the second."""
-    local = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
-    with local:
-        next_byte_loss(model, two_batches[0]).backward()
-    return next_byte_loss(model, two_batches[1])
-
-
-def pairs_of(rank: int) -> list[tuple[Tensor, Tensor]]:
-    batches = tokens_of(rank, 6)
-    return list(zip(batches[::2], batches[1::2], strict=True))
-
-
 def accumulating(me: Rank, options: dict[str, Any]) -> Run:
+    loss_of = functools.partial(accumulated_loss, without_reducing=DistributedDataParallel.no_sync)
     model = DistributedDataParallel(gpt(), **options)
-    return train(model, sgd(model.parameters()), pairs_of(me.rank), accumulated_loss)
+    return train(model, sgd(model.parameters()), pairs_of(me.rank), loss_of)
 
 
 @pytest.mark.parametrize("name", ["plain", "gradient_as_bucket_view"])

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """FSDP2 (fully_shard) and HSDP: losses, parameters and optimizer state of one process.
 
-Both average with ReduceOp.AVG, or with PREMUL_SUM where a divisor is set: Gloo in torch 2.13 has the
-first, and raises on the second.
+Both average with ReduceOp.AVG, or with PREMUL_SUM where a divisor is set, which Gloo refuses in
+torch 2.13.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,13 +18,14 @@ import torch.distributed as dist
 from ranks import Rank, run_ranks
 from reference_run import (
     Run,
+    accumulated_loss,
     adam,
     add_then_divide,
     alone,
     expect_equal,
     gpt,
-    next_byte_loss,
     odd,
+    pairs_of,
     rows_of,
     scale_then_add,
     sgd,
@@ -210,23 +212,17 @@ def test_fsdp2_clips_by_the_norm_over_all_shards(world_size: int, replicas: int)
     expect_equal(run_ranks(clipped, world_size, replicas), expected, rtol=1e-5, atol=1e-7)
 
 
-def accumulated_loss(model: nn.Module, two_batches: Sequence[Tensor]) -> Tensor:
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(False)
-    next_byte_loss(model, two_batches[0]).backward()
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(True)
-    return next_byte_loss(model, two_batches[1])
-
-
-def pairs_of(rank: int) -> list[list[Tensor]]:
-    batches = tokens_of(rank, 6)
-    return [batches[i : i + 2] for i in (0, 2, 4)]
+@contextlib.contextmanager
+def without_reducing(model: FSDPModule) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    yield
+    model.set_requires_gradient_sync(True)
 
 
 def accumulating(me: Rank) -> Run:
+    loss_of = functools.partial(accumulated_loss, without_reducing=without_reducing)
     model = sharded_gpt()
-    return train(model, sgd(model.parameters()), pairs_of(me.rank), accumulated_loss)
+    return train(model, sgd(model.parameters()), pairs_of(me.rank), loss_of)
 
 
 def test_fsdp2_accumulates_without_reducing_as_one_process() -> None:
