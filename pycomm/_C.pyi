@@ -11,6 +11,8 @@ class BackendOptions(_TorchBackend.Options):
 
     transports: str
     socket_interface: str
+    port_range: tuple[int, int]
+    host_id: str
     store_host: str
     tcp_connections: int
     segment_bytes: int

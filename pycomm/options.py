@@ -2,7 +2,7 @@
 """All settings of a group and every environment variable, in one place.
 
 A field given in Options wins over its variable, the variable over the default. All ranks of a
-group need the same values, except for socket_interface and flight_dir.
+group need the same values, except for socket_interface, port_range, host_id and flight_dir.
 """
 
 import os
@@ -70,6 +70,22 @@ def _replaced(name: str, value: str) -> tuple[str, ...]:
     return parse_names(name, value)
 
 
+def _port_range(name: str, value: str) -> tuple[int, int]:
+    low, dash, high = value.partition("-")
+    numbers = (low + high).isascii() and low.isdigit() and high.isdigit() and dash
+    if not numbers or not 1 <= int(low) <= int(high) <= 65535:
+        raise UsageError(
+            f"{name}={value!r}: expected LOW-HIGH, two ports from 1 to 65535, such as 40000-40100"
+        )
+    return int(low), int(high)
+
+
+def _word(name: str, value: str) -> str:
+    if not value or any(one.isspace() for one in value):
+        raise UsageError(f"{name}={value!r}: expected a text without spaces, such as node7")
+    return value
+
+
 def _level(name: str, value: str) -> str:
     if value not in ("error", "warning", "info", "debug"):
         raise UsageError(f"{name}={value!r}: expected error, warning, info or debug")
@@ -83,6 +99,8 @@ VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_DETECT_TIMEOUT": ("detect_timeout_s", _seconds),
     "PYCOMM_CONNECT_TIMEOUT": ("connect_timeout_s", _seconds),
     "PYCOMM_SOCKET_IFNAME": ("socket_interface", _text),
+    "PYCOMM_PORT_RANGE": ("port_range", _port_range),
+    "PYCOMM_HOST_ID": ("host_id", _word),
     "PYCOMM_TCP_CONNECTIONS": ("tcp_connections", _integer(1, 16)),
     "PYCOMM_SEGMENT_BYTES": ("segment_bytes", _integer(4096, 1 << 24)),
     "PYCOMM_CHECK_PLANS": ("check_plans", _flag),
@@ -109,8 +127,13 @@ class Options:
             PYCOMM_TRANSPORT.
         algorithm: "ring" or "all_reduce=ring,broadcast=direct"; default: chosen by size.
             PYCOMM_ALGO.
-        socket_interface: Network interface names for tcp, comma separated; default: the route to
-            the store's host. PYCOMM_SOCKET_IFNAME.
+        socket_interface: What tcp may use: "eth0,ib0" (names or their beginnings, the first there
+            is), "10.0.0.0/8,fd00::/8" (networks), "=eth0" (that name only) or "^docker0,lo" (all
+            but these). Default: the route to the store's host. PYCOMM_SOCKET_IFNAME.
+        port_range: "LOW-HIGH": the ports on which tcp may listen during set-up. Default: any.
+            PYCOMM_PORT_RANGE.
+        host_id: Ranks that give the same text share memory, others do not. Default: found out
+            from the boot and the network namespace. PYCOMM_HOST_ID.
         tcp_connections: Data connections per pair of ranks and lane, 1 to 16. Default 2.
             PYCOMM_TCP_CONNECTIONS.
         segment_bytes: Bytes of one frame's payload, a multiple of 4096. Default by world size.
@@ -125,6 +148,8 @@ class Options:
     transport: str | None = None
     algorithm: str | None = None
     socket_interface: str | None = None
+    port_range: str | None = None
+    host_id: str | None = None
     tcp_connections: int | None = None
     segment_bytes: int | None = None
     check_plans: bool | None = None

@@ -64,6 +64,13 @@ inline constexpr auto kCallbackPatience = 2s;
 inline constexpr auto kTcpLinger = 2s;
 
 inline constexpr auto kConnectTimeout = 60s;
+// A listener was there before its address was published, so the kernel answers within a round trip.
+// Lost packets are sent again after 1, 3, 7, 15 and 31 s.
+inline constexpr auto kReachTimeout = 60s;
+// A waiting rank asks the store this often whether another has failed; one request each.
+inline constexpr auto kSetupSlice = 250ms;
+// A rank that fails says why in the store, some milliseconds before or after its sockets close.
+inline constexpr auto kSetupEchoPatience = 500ms;
 inline constexpr int kTcpConnections = 2;
 inline constexpr int kRecorderEntries = 1024;
 

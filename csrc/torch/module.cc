@@ -32,6 +32,13 @@ void bind_options(py::module_& m) {
           "socket_interface", [](const BackendOptions& o) { return o.mesh.socket_interface; },
           [](BackendOptions& o, std::string v) { o.mesh.socket_interface = std::move(v); })
       .def_property(
+          "port_range",
+          [](const BackendOptions& o) { return std::pair(o.mesh.ports.low, o.mesh.ports.high); },
+          [](BackendOptions& o, std::pair<int, int> v) { o.mesh.ports = {v.first, v.second}; })
+      .def_property(
+          "host_id", [](const BackendOptions& o) { return o.mesh.host_id; },
+          [](BackendOptions& o, std::string v) { o.mesh.host_id = std::move(v); })
+      .def_property(
           "store_host", [](const BackendOptions& o) { return o.mesh.store_host; },
           [](BackendOptions& o, std::string v) { o.mesh.store_host = std::move(v); })
       .def_property(

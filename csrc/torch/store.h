@@ -15,6 +15,8 @@ class C10dStore final : public Store {
   C10dStore(c10::intrusive_ptr<c10d::Store> store, int rank);
   void set(const std::string& key, const std::string& value) override;
   std::string get(const std::string& key, Deadline deadline) override;
+  bool has(const std::string& key) override;
+  int64_t add(const std::string& key, int64_t amount) override;
 
  private:
   c10::intrusive_ptr<c10d::Store> store_;

@@ -43,16 +43,21 @@ void read_value(const std::string& text, Number& value) {
 }
 
 // Boots differ between machines and network namespaces between containers; abstract unix sockets,
-// by which shared memory is passed, are visible within one namespace only.
+// by which shared memory is passed, are visible within one namespace only. It is that of the
+// thread, which makes the sockets.
 std::string host_identity() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
   struct stat info{};
-  ::stat("/proc/self/ns/net", &info);
+  ::stat("/proc/thread-self/ns/net", &info);
   return boot + ":" + std::to_string(info.st_ino);
 }
 
 }  // namespace
+
+std::string PeerAddress::describe() const {
+  return str("rank ", rank, " (pid ", pid, " on ", host, ")");
+}
 
 std::string PeerAddress::serialize() const {
   std::ostringstream out;
@@ -84,14 +89,14 @@ PeerAddress PeerAddress::parse(const std::string& text) {
   return address;
 }
 
-PeerAddress local_address(int rank, int world_size) {
+PeerAddress local_address(int rank, int world_size, const std::string& host_id) {
   PeerAddress address;
   address.rank = rank;
   address.world_size = world_size;
   char name[256] = {};
   ::gethostname(name, sizeof(name) - 1);
   address.host = name;
-  address.host_id = host_identity();
+  address.host_id = host_id.empty() ? host_identity() : "given:" + host_id;
   address.pid = ::getpid();
   address.token = to_hex(random_token());
   return address;

@@ -30,13 +30,16 @@ struct PeerAddress {
   int port = 0;
   std::string interface;  // tcp, for messages
 
+  // "rank 2 (pid 4711 on node7)"
+  std::string describe() const;
   std::string serialize() const;
   // Throws CommError(system) that quotes what could not be understood.
   static PeerAddress parse(const std::string& text);
 };
 
-// Host name, host identity and pid of this process.
-PeerAddress local_address(int rank, int world_size);
+// Host name, host identity and pid of this process. `host_id` takes the place of the identity that
+// is found out, unless it is empty.
+PeerAddress local_address(int rank, int world_size, const std::string& host_id = {});
 
 Token random_token();
 std::string to_hex(const Token& token);

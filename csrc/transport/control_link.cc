@@ -58,6 +58,12 @@ ControlLink::Status ControlLink::receive(Notice& notice) {
   return notice.magic == Notice::kMagic ? Status::notice : Status::closed;
 }
 
+bool ControlLink::at_end() const {
+  char byte;
+  const auto got = ::recv(socket_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR);
+}
+
 void ControlLink::close_writing() { ::shutdown(socket_.get(), SHUT_WR); }
 
 }  // namespace pycomm

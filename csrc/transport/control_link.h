@@ -47,6 +47,8 @@ class ControlLink {
   // False when the peer is gone or does not read; the notice is lost then.
   bool send(const Notice& notice);
   Status receive(Notice& notice);
+  // Whether the other side has closed and everything it said was read. Reads nothing itself.
+  bool at_end() const;
   int fd() const { return socket_.get(); }
   // Readable when the peer's process has ended, even if a child of it keeps the socket open; -1 if
   // not to be had.

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "transport/socket_address.h"
 
 namespace pycomm {
 namespace {
@@ -66,8 +67,7 @@ std::string fault_of(const Hello& hello, const Token& token) {
 [[noreturn]] void throw_incomplete(const std::vector<Greeting>& came, size_t count,
                                    const std::vector<int>& expected_ranks) {
   Failure failure{FailureKind::timeout, {}, {}};
-  failure.text =
-      str("set-up: only ", came.size(), " of ", count, " expected connections came in time");
+  failure.text = str("only ", came.size(), " of ", count, " expected connections came in time");
   for (const int rank : expected_ranks) {
     const auto hellos = std::count_if(
         came.begin(), came.end(), [rank](const Greeting& one) { return one.hello.rank == rank; });
@@ -101,18 +101,17 @@ void send_hello(int socket, const Hello& hello, const std::vector<int>& descript
 }
 
 std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t count,
-                                       Deadline deadline,
+                                       Patience patience,
                                        const std::function<void(const std::string&)>& refused,
                                        const std::vector<int>& expected_ranks) {
   std::vector<Greeting> greetings;
   std::vector<Arriving> arriving;
   while (greetings.size() < count) {
-    if (deadline.expired()) {
-      throw_incomplete(greetings, count, expected_ranks);
-    }
+    patience.glance();
+    if (patience.expired()) throw_incomplete(greetings, count, expected_ranks);
     std::vector<pollfd> fds{{listener, POLLIN, 0}};
     for (const auto& one : arriving) fds.push_back({one.socket.get(), POLLIN, 0});
-    ::poll(fds.data(), fds.size(), deadline.remaining_ms_at_most(100));
+    ::poll(fds.data(), fds.size(), patience.slice_ms());
     for (size_t i = arriving.size(); i-- > 0;) {
       auto& one = arriving[i];
       const auto reading = fds[i + 1].revents ? one.read() : Reading::more;
@@ -140,25 +139,28 @@ std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t 
   return greetings;
 }
 
-Greeting receive_answer(Fd socket, const std::string& who, const Token& token, Deadline deadline) {
+Greeting receive_answer(Fd socket, const PeerAddress& peer, const Token& token, Patience patience) {
   Arriving answer{std::move(socket), {}, {}};
+  const auto fail = [&peer](FailureKind kind, const std::string& what) {
+    const auto at = peer.port == 0 ? "" : " at " + endpoint(peer.ip, peer.port);
+    throw CommError(Failure{kind, peer.describe() + at + what, {peer.rank}});
+  };
   while (true) {
     pollfd fd{answer.socket.get(), POLLIN, 0};
-    ::poll(&fd, 1, deadline.remaining_ms_at_most(100));
+    ::poll(&fd, 1, patience.slice_ms());
     const auto reading = fd.revents ? answer.read() : Reading::more;
     if (reading == Reading::broken) {
-      throw CommError(
-          Failure{FailureKind::peer_failure, who + " closed the connection during set-up", {}});
+      patience.ask_why();
+      fail(FailureKind::peer_failure, " closed the connection during set-up; look there for why");
     }
     if (reading == Reading::whole) break;
-    if (deadline.expired()) {
-      throw CommError(Failure{FailureKind::timeout, who + " did not answer during set-up", {}});
-    }
+    patience.glance();
+    if (patience.expired()) fail(FailureKind::timeout, " did not answer during set-up");
   }
   Greeting greeting;
   std::memcpy(&greeting.hello, answer.bytes.data(), sizeof(Hello));
   if (const auto fault = fault_of(greeting.hello, token); !fault.empty()) {
-    throw CommError(Failure{FailureKind::peer_failure, who + " gave a wrong answer: " + fault, {}});
+    fail(FailureKind::peer_failure, " gave a wrong answer: " + fault);
   }
   greeting.socket = std::move(answer.socket);
   greeting.passed = std::move(answer.passed);

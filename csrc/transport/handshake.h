@@ -9,9 +9,9 @@
 #include <functional>
 #include <vector>
 
-#include "base/deadline.h"
 #include "base/fd.h"
 #include "transport/address.h"
+#include "transport/patience.h"
 
 namespace pycomm {
 
@@ -38,12 +38,12 @@ void send_hello(int socket, const Hello& hello, const std::vector<int>& descript
 // Throws CommError(timeout) with how many came, naming those of `expected_ranks`, each of which
 // sends an equal share of the hellos, that did not.
 std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t count,
-                                       Deadline deadline,
+                                       Patience patience,
                                        const std::function<void(const std::string&)>& refused,
                                        const std::vector<int>& expected_ranks = {});
 
-// Waits for the answer on a socket we opened; it must present our own token. Throws
+// Waits for the answer on a socket we opened to `peer`; it must present our own token. Throws
 // CommError(timeout or peer_failure).
-Greeting receive_answer(Fd socket, const std::string& who, const Token& token, Deadline deadline);
+Greeting receive_answer(Fd socket, const PeerAddress& peer, const Token& token, Patience patience);
 
 }  // namespace pycomm

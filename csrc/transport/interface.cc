@@ -7,54 +7,20 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <map>
 #include <memory>
-#include <sstream>
-#include <vector>
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "transport/socket_address.h"
 
 namespace pycomm {
 namespace {
 
-struct Candidate {
-  LocalInterface interface;
-  bool loopback;
-  bool link_local;
-};
-
-std::string numeric(const sockaddr* address) {
-  char text[INET6_ADDRSTRLEN] = {};
-  if (address->sa_family == AF_INET) {
-    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(address)->sin_addr, text,
-                sizeof(text));
-  } else {
-    ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr, text,
-                sizeof(text));
-  }
-  return text;
-}
-
-// All addresses of interfaces that are up, IPv4 before IPv6 of the same interface list.
-std::vector<Candidate> candidates() {
-  ifaddrs* raw = nullptr;
-  if (::getifaddrs(&raw) != 0) throw_system("cannot list network interfaces");
-  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> list(raw, ::freeifaddrs);
-  std::vector<Candidate> found;
-  for (const int family : {AF_INET, AF_INET6}) {
-    for (const auto* at = raw; at; at = at->ifa_next) {
-      if (!at->ifa_addr || at->ifa_addr->sa_family != family || !(at->ifa_flags & IFF_UP)) continue;
-      const auto ip = numeric(at->ifa_addr);
-      found.push_back(
-          {{at->ifa_name, ip}, (at->ifa_flags & IFF_LOOPBACK) != 0, ip.rfind("fe80:", 0) == 0});
-    }
-  }
-  return found;
-}
-
 // The source address the kernel would use towards `host`; connecting a datagram socket sends
-// nothing.
-std::string route_to(const std::string& host) {
+// nothing. Empty when there is none.
+SocketAddress route_to(const std::string& host) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* raw = nullptr;
@@ -62,11 +28,34 @@ std::string route_to(const std::string& host) {
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> list(raw, ::freeaddrinfo);
   for (const auto* at = raw; at; at = at->ai_next) {
     const Fd probe(::socket(at->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    sockaddr_storage mine{};
-    socklen_t size = sizeof(mine);
-    if (probe && ::connect(probe.get(), at->ai_addr, at->ai_addrlen) == 0 &&
-        ::getsockname(probe.get(), reinterpret_cast<sockaddr*>(&mine), &size) == 0) {
-      return numeric(reinterpret_cast<sockaddr*>(&mine));
+    if (probe && ::connect(probe.get(), at->ai_addr, at->ai_addrlen) == 0) {
+      return local_end(probe.get());
+    }
+  }
+  return {};
+}
+
+// Whether somebody wrote down a loopback address, or a name that never means anything else. A
+// machine's own name often stands for 127.0.1.1 in its hosts file, which says nothing about the
+// network that joins it to others.
+bool means_loopback(const std::string& host) {
+  in6_addr bytes;
+  return host.rfind("localhost", 0) == 0 || ::inet_pton(AF_INET, host.c_str(), &bytes) == 1 ||
+         ::inet_pton(AF_INET6, host.c_str(), &bytes) == 1;
+}
+
+LocalInterface choose_by_route(const std::vector<LocalInterface>& usable,
+                               const std::string& store_host) {
+  if (!store_host.empty()) {
+    const auto source = route_to(store_host);
+    for (const auto& one : usable) {
+      if (one.ip != source.ip() || (source.scope() != 0 && one.index != source.scope())) continue;
+      if (!one.loopback || means_loopback(store_host)) return one;
+    }
+  }
+  for (const bool loopback : {false, true}) {
+    for (const auto& one : usable) {
+      if (one.loopback == loopback && !one.is_link_local()) return one;
     }
   }
   return {};
@@ -74,31 +63,62 @@ std::string route_to(const std::string& host) {
 
 }  // namespace
 
+std::vector<LocalInterface> local_interfaces() {
+  ifaddrs* raw = nullptr;
+  if (::getifaddrs(&raw) != 0) throw_system("cannot list network interfaces");
+  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> list(raw, ::freeifaddrs);
+  std::vector<LocalInterface> found;
+  const auto make = [](const ifaddrs& at, std::string ip) {
+    return LocalInterface{at.ifa_name, std::move(ip), ::if_nametoindex(at.ifa_name),
+                          (at.ifa_flags & IFF_UP) != 0, (at.ifa_flags & IFF_LOOPBACK) != 0};
+  };
+  for (const int family : {AF_INET, AF_INET6}) {
+    for (const auto* at = raw; at; at = at->ifa_next) {
+      if (!at->ifa_addr || at->ifa_addr->sa_family != family) continue;
+      found.push_back(make(*at, SocketAddress::from(at->ifa_addr).ip()));
+    }
+  }
+  for (const auto* at = raw; at; at = at->ifa_next) {
+    const bool known = std::any_of(found.begin(), found.end(),
+                                   [&](const auto& one) { return one.name == at->ifa_name; });
+    if (!known) found.push_back(make(*at, ""));
+  }
+  return found;
+}
+
 LocalInterface choose_interface(const std::string& wanted, const std::string& store_host) {
-  const auto all = candidates();
-  if (!wanted.empty()) {
-    std::stringstream names(wanted);
-    std::string name;
-    while (std::getline(names, name, ',')) {
-      for (const auto& one : all) {
-        if (one.interface.name == name && !one.link_local) return one.interface;
-      }
-    }
-    std::string there;
-    for (const auto& one : all) there += " " + one.interface.name + "(" + one.interface.ip + ")";
-    throw UsageError("PYCOMM_SOCKET_IFNAME=" + wanted +
-                     " names no interface that is up; choose among:" + there);
-  }
-  if (!store_host.empty()) {
-    const auto ip = route_to(store_host);
-    for (const auto& one : all) {
-      if (one.interface.ip == ip) return one.interface;
-    }
-  }
+  const InterfaceFilter filter(wanted);
+  const auto all = local_interfaces();
+  std::vector<LocalInterface> usable;
   for (const auto& one : all) {
-    if (!one.loopback && !one.link_local) return one.interface;
+    if (one.up && !one.ip.empty()) usable.push_back(one);
   }
-  return {"lo", "127.0.0.1"};
+  if (!filter.empty()) usable = filter.select(usable);
+  if (!filter.empty() && !filter.excludes()) {
+    PYCOMM_USAGE(
+        !usable.empty(), "PYCOMM_SOCKET_IFNAME=", wanted,
+        " names no interface that is up and has an address; this host has: ", list_interfaces(all));
+    return usable.front();
+  }
+  auto chosen = choose_by_route(usable, store_host);
+  PYCOMM_USAGE(
+      !chosen.ip.empty() || filter.empty(), "PYCOMM_SOCKET_IFNAME=", wanted,
+      " leaves no interface that is up and has an address; this host has: ", list_interfaces(all));
+  return chosen.ip.empty() ? LocalInterface{"lo", "127.0.0.1", 0, true, true} : chosen;
+}
+
+std::string list_interfaces(const std::vector<LocalInterface>& all) {
+  std::map<std::string, std::string> by_name;
+  for (const auto& one : all) {
+    auto& text = by_name[one.name];
+    const std::string state = !one.up ? "down" : one.ip.empty() ? "no address" : one.ip;
+    if (text != state) text += (text.empty() ? "" : ", ") + state;
+  }
+  std::string list;
+  for (const auto& [name, text] : by_name) {
+    list += (list.empty() ? "" : ", ") + name + " (" + text + ")";
+  }
+  return list;
 }
 
 }  // namespace pycomm

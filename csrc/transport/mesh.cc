@@ -40,41 +40,6 @@ bool lists(const std::string& names, std::string_view wanted) {
   return false;
 }
 
-std::string address_key(int rank) { return "pycomm/address/" + std::to_string(rank); }
-
-std::vector<PeerAddress> exchange(Store& store, const PeerAddress& mine, Deadline deadline) {
-  store.set(address_key(mine.rank), mine.serialize());
-  std::vector<PeerAddress> all;
-  for (int peer = 0; peer < mine.world_size; ++peer) {
-    try {
-      all.push_back(PeerAddress::parse(store.get(address_key(peer), deadline)));
-    } catch (const CommError& error) {
-      if (error.failure().kind != FailureKind::timeout) throw;
-      throw CommError(Failure{FailureKind::timeout,
-                              str("set-up on rank ", mine.rank, " of ", mine.world_size, ": rank ",
-                                  peer, " did not publish its address in time; did it start?"),
-                              {peer}});
-    }
-    const auto& theirs = all.back();
-    const auto expect_same = [&](const char* what, auto here, auto there) {
-      if (here == there) return;
-      throw CommError(Failure{
-          FailureKind::mismatch,
-          str("set-up on rank ", mine.rank, ": rank ", peer, " has ", what, " ", there,
-              ", this rank has ", here, "; all ranks need the same pycomm version and settings"),
-          {peer}});
-    };
-    expect_same("protocol version", mine.version, theirs.version);
-    expect_same("rank", peer, theirs.rank);
-    expect_same("world size", mine.world_size, theirs.world_size);
-    expect_same("segment bytes", mine.segment_bytes, theirs.segment_bytes);
-    expect_same("slots", mine.slots, theirs.slots);
-    expect_same("tcp connections", mine.tcp_connections, theirs.tcp_connections);
-    expect_same("transports", mine.transports, theirs.transports);
-  }
-  return all;
-}
-
 }  // namespace
 
 Mesh::Mesh() : Mesh(0, std::vector<Link>(1), kSegmentBytes) {}
@@ -98,9 +63,106 @@ void Mesh::make_waiter(Doorbell* bell, Fd event_fd) {
   waiter_ = std::make_unique<Waiter>(bell, event_fd_.get(), std::move(sockets));
 }
 
-std::string Mesh::describe(int peer) const {
-  const auto& there = address(peer);
-  return str("rank ", peer, " (pid ", there.pid, " on ", there.host, ")");
+// The transports of a group while it is set up. They outlive a failure until the others were told:
+// closed sockets would reach them first and explain nothing.
+class Mesh::Building {
+ public:
+  Building(int rank, int world_size, const MeshOptions& options)
+      : layout_(layout_for(world_size, options.segment_bytes)),
+        mine_(local_address(rank, world_size, options.host_id)) {
+    mine_.transports = options.transports;
+    mine_.segment_bytes = layout_.segment_bytes;
+    mine_.slots = layout_.slots;
+    mine_.tcp_connections = options.tcp_connections;
+  }
+
+  const PeerAddress& mine() const { return mine_; }
+  void listen(const MeshOptions& options);
+  void connect(Mesh& mesh, Patience& patience);
+  // What the finished mesh sleeps on.
+  void hand_over(Mesh& mesh);
+
+ private:
+  size_t choose(const Mesh& mesh, const PeerAddress& theirs) const;
+
+  RingLayout layout_;
+  PeerAddress mine_;
+  ShmTransport* shm_ = nullptr;
+  std::vector<std::unique_ptr<Transport>> transports_;
+};
+
+void Mesh::Building::listen(const MeshOptions& options) {
+  std::stringstream names(options.transports);
+  std::string name;
+  while (std::getline(names, name, ',')) {
+    if (name == "shm") {
+      auto shm = std::make_unique<ShmTransport>(mine_.world_size, layout_);
+      shm_ = shm.get();
+      transports_.push_back(std::move(shm));
+    } else if (name == "tcp") {
+      transports_.push_back(std::make_unique<TcpTransport>(
+          choose_interface(options.socket_interface, options.store_host), options.ports,
+          options.tcp_connections, layout_.segment_bytes));
+    } else {
+      throw UsageError("unknown transport '" + name + "'; choose among shm, tcp");
+    }
+  }
+  for (auto& transport : transports_) transport->describe(mine_);
+}
+
+// The first in the list that both ranks are willing to use and that reaches.
+size_t Mesh::Building::choose(const Mesh& mesh, const PeerAddress& theirs) const {
+  for (size_t i = 0; i < transports_.size(); ++i) {
+    const auto& one = *transports_[i];
+    if (lists(theirs.transports, one.name()) && one.reaches(mine_, theirs)) return i;
+  }
+  throw CommError(Failure{
+      FailureKind::system,
+      str("no transport joins ", mine_.describe(), " (", mine_.transports, ") and ",
+          mesh.describe(theirs.rank), " (", theirs.transports, "); allow tcp in PYCOMM_TRANSPORT"),
+      {theirs.rank}});
+}
+
+void Mesh::Building::connect(Mesh& mesh, Patience& patience) {
+  mesh.links_ = std::vector<Link>(static_cast<size_t>(mine_.world_size));
+  std::vector<std::vector<int>> served(transports_.size());
+  int local = 1;
+  for (int peer = 0; peer < mine_.world_size; ++peer) {
+    if (peer == mine_.rank) continue;
+    local += mesh.address(peer).host_id == mine_.host_id;
+    served[choose(mesh, mesh.address(peer))].push_back(peer);
+  }
+  for (size_t i = 0; i < transports_.size(); ++i) {
+    auto links = transports_[i]->connect(mesh.addresses_, mine_.rank, served[i], patience);
+    for (size_t k = 0; k < links.size(); ++k) mesh.link(served[i][k]) = std::move(links[k]);
+  }
+  mesh.oversubscribed_ = local > ::sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+void Mesh::Building::hand_over(Mesh& mesh) {
+  mesh.rank_ = mine_.rank;
+  mesh.segment_bytes_ = layout_.segment_bytes;
+  if (!shm_) {
+    mesh.make_waiter(&mesh.own_page_->bell, std::move(mesh.event_fd_));
+    return;
+  }
+  mesh.kept_.push_back(shm_->inbox());
+  mesh.own_page_ = shm_->page();
+  mesh.make_waiter(&shm_->page()->bell, Fd(::dup(shm_->event_fd())));
+}
+
+// Nobody answers pings yet, but the end of a process shows. One that has read that all are
+// connected may have gone on and ended since.
+void Mesh::check_alive(Rendezvous& rendezvous, const Patience& patience) {
+  for (int peer = 0; peer < world_size(); ++peer) {
+    const auto& control = link(peer).control;
+    if (!control || !control->at_end() || rendezvous.finished()) continue;
+    patience.ask_why();
+    throw CommError(Failure{FailureKind::peer_failure,
+                            describe(peer) + " closed its connections before all ranks were "
+                                             "connected: its process or the network died",
+                            {peer}});
+  }
 }
 
 std::unique_ptr<Mesh> Mesh::connect(Store& store, int rank, int world_size,
@@ -108,72 +170,28 @@ std::unique_ptr<Mesh> Mesh::connect(Store& store, int rank, int world_size,
   const auto timeout = options.connect_timeout.count() > 0
                            ? options.connect_timeout
                            : std::chrono::nanoseconds(kConnectTimeout);
-  const auto deadline = Deadline::after(timeout);
-  const auto layout = layout_for(world_size, options.segment_bytes);
-
-  std::unique_ptr<ShmTransport> shm;
-  std::vector<Transport*> transports;
-  std::vector<std::unique_ptr<Transport>> owned;
-  std::stringstream names(options.transports);
-  std::string name;
-  while (std::getline(names, name, ',')) {
-    if (name == "shm") {
-      shm = std::make_unique<ShmTransport>(world_size, layout);
-      transports.push_back(shm.get());
-    } else if (name == "tcp") {
-      owned.push_back(std::make_unique<TcpTransport>(
-          choose_interface(options.socket_interface, options.store_host), options.tcp_connections,
-          layout.segment_bytes));
-      transports.push_back(owned.back().get());
-    } else {
-      throw UsageError("unknown transport '" + name + "'; choose among shm, tcp");
-    }
-  }
-
-  auto mine = local_address(rank, world_size);
-  mine.transports = options.transports;
-  mine.segment_bytes = layout.segment_bytes;
-  mine.slots = layout.slots;
-  mine.tcp_connections = options.tcp_connections;
-  for (auto* transport : transports) transport->describe(mine);
-
+  Building building(rank, world_size, options);
+  Rendezvous rendezvous(store, building.mine(), Deadline::after(timeout));
+  Patience patience(Deadline::after(timeout), [&] { rendezvous.look(); });
   auto mesh = std::make_unique<Mesh>();
-  mesh->rank_ = rank;
-  mesh->segment_bytes_ = layout.segment_bytes;
-  mesh->addresses_ = exchange(store, mine, deadline);
-  mesh->links_ = std::vector<Link>(static_cast<size_t>(world_size));
-  std::vector<std::vector<int>> served(transports.size());
-  int local = 1;
-  for (int peer = 0; peer < world_size; ++peer) {
-    if (peer == rank) continue;
-    const auto& theirs = mesh->address(peer);
-    local += theirs.host_id == mine.host_id;
-    size_t choice = 0;
-    while (choice < transports.size() && !(lists(theirs.transports, transports[choice]->name()) &&
-                                           transports[choice]->reaches(mine, theirs))) {
-      ++choice;
-    }
-    if (choice == transports.size()) {
-      throw CommError(Failure{FailureKind::system,
-                              str("no transport joins rank ", rank, " (", mine.transports,
-                                  ", host ", mine.host, ") and ", mesh->describe(peer), " (",
-                                  theirs.transports, "); allow tcp in PYCOMM_TRANSPORT"),
-                              {peer}});
-    }
-    served[choice].push_back(peer);
+  try {
+    building.listen(options);
+    mesh->addresses_ = rendezvous.exchange(building.mine());
+    building.connect(*mesh, patience);
+    rendezvous.finish([&] {
+      rendezvous.look();
+      mesh->check_alive(rendezvous, patience);
+    });
+  } catch (const UsageError& error) {
+    rendezvous.tell({FailureKind::system, error.what(), {rank}});
+    throw;
+  } catch (const CommError& error) {
+    auto failure = error.failure();
+    rendezvous.tell(failure);
+    failure.text = str("set-up on rank ", rank, " of ", world_size, ": ", failure.text);
+    throw CommError(failure);
   }
-  for (size_t i = 0; i < transports.size(); ++i) {
-    auto links = transports[i]->connect(mesh->addresses_, rank, served[i], deadline);
-    for (size_t k = 0; k < links.size(); ++k) mesh->link(served[i][k]) = std::move(links[k]);
-  }
-  mesh->oversubscribed_ = local > ::sysconf(_SC_NPROCESSORS_ONLN);
-  if (shm) {
-    mesh->kept_.push_back(shm->inbox());
-    mesh->own_page_ = shm->page();
-    mesh->make_waiter(&shm->page()->bell, Fd(::dup(shm->event_fd())));
-  } else {
-    mesh->make_waiter(&mesh->own_page_->bell, std::move(mesh->event_fd_));
-  }
+  building.hand_over(*mesh);
   return mesh;
 }
 

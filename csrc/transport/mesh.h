@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "transport/rendezvous.h"
 #include "transport/shared_memory.h"
 #include "transport/store.h"
+#include "transport/tcp_endpoint.h"
 #include "transport/transport.h"
 #include "transport/waiter.h"
 
@@ -20,6 +22,8 @@ namespace pycomm {
 struct MeshOptions {
   std::string transports = "shm,tcp";  // in order of preference
   std::string socket_interface;        // PYCOMM_SOCKET_IFNAME
+  PortRange ports;                     // PYCOMM_PORT_RANGE, of tcp's listeners
+  std::string host_id;                 // PYCOMM_HOST_ID; empty: found out
   std::string store_host;              // the route to it chooses the interface otherwise
   int tcp_connections = 2;
   size_t segment_bytes = 0;                     // 0: chosen from the world size; same on all ranks
@@ -49,7 +53,7 @@ class Mesh {
   // True when the host has fewer cores than ranks of this group: spinning would take a peer's core.
   bool oversubscribed() const { return oversubscribed_; }
   // "rank 2 (pid 4711 on node7)"
-  std::string describe(int peer) const;
+  std::string describe(int peer) const { return address(peer).describe(); }
 
  private:
   int rank_ = 0;
@@ -62,6 +66,9 @@ class Mesh {
   std::unique_ptr<Waiter> waiter_;
   bool oversubscribed_ = false;
 
+  class Building;
+  // Throws if a peer is gone before all are connected.
+  void check_alive(Rendezvous& rendezvous, const Patience& patience);
   void make_waiter(Doorbell* bell, Fd event_fd);
 };
 

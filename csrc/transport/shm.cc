@@ -26,14 +26,19 @@ socklen_t fill_abstract(const std::string& name, sockaddr_un& address) {
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
 }
 
-Fd connect_to(const PeerAddress& peer) {
+Fd connect_to(const PeerAddress& peer, const Patience& patience) {
   Fd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!socket) throw_system("cannot open a unix socket");
   sockaddr_un address;
   const auto length = fill_abstract(peer.unix_name, address);
   if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
-    throw_system(str("cannot reach rank ", peer.rank, " (pid ", peer.pid,
-                     ") through its unix socket @", peer.unix_name));
+    const auto text =
+        str("cannot reach ", peer.describe(), " through its unix socket @", peer.unix_name, ": ",
+            std::strerror(errno),
+            "; its process has ended, or, if it runs on another machine, both have one boot id, as "
+            "clones of a running machine do: then give each its own PYCOMM_HOST_ID");
+    patience.ask_why();
+    throw CommError(Failure{FailureKind::peer_failure, text, {peer.rank}});
   }
   return socket;
 }
@@ -102,7 +107,7 @@ Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> pass
 }
 
 std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresses, int rank,
-                                        const std::vector<int>& peers, Deadline deadline) {
+                                        const std::vector<int>& peers, Patience& patience) {
   const std::vector<int> mine{segment_.get(), event_fd_.get()};
   const auto hello_to = [&](int peer) {
     Hello hello;
@@ -119,14 +124,14 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
       callers.push_back(peer);
       continue;
     }
-    opened[peer] = connect_to(addresses[static_cast<size_t>(peer)]);
+    opened[peer] = connect_to(addresses[static_cast<size_t>(peer)], patience);
     send_hello(opened[peer].get(), hello_to(peer), mine);
   }
   Token token{};
   from_hex(addresses[static_cast<size_t>(rank)].token, token);
   std::map<int, Link> links;
   for (auto& greeting : accept_greetings(
-           listener_.get(), token, expected, deadline,
+           listener_.get(), token, expected, patience,
            [rank](const std::string& why) {
              log(LogLevel::warning, rank, "refused a connection during set-up: " + why);
            },
@@ -134,10 +139,8 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
     const int caller = greeting.hello.rank;
     if (caller <= rank || std::find(peers.begin(), peers.end(), caller) == peers.end()) {
       throw CommError(Failure{FailureKind::mismatch,
-                              str("set-up on rank ", rank,
-                                  ": a caller with this group's token says it "
-                                  "is rank ",
-                                  caller, ", whom nobody expects"),
+                              str("a caller with this group's token says it is rank ", caller,
+                                  ", whom rank ", rank, " does not expect"),
                               {}});
     }
     send_hello(greeting.socket.get(), hello_to(greeting.hello.rank), mine);
@@ -145,7 +148,8 @@ std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresse
                                            std::move(greeting.passed));
   }
   for (auto& [peer, socket] : opened) {
-    auto answer = receive_answer(std::move(socket), str("rank ", peer), token, deadline);
+    auto answer =
+        receive_answer(std::move(socket), addresses[static_cast<size_t>(peer)], token, patience);
     links[peer] = make_link(rank, peer, std::move(answer.socket), std::move(answer.passed));
   }
   std::vector<Link> ordered;

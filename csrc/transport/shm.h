@@ -21,7 +21,7 @@ class ShmTransport final : public Transport {
   void describe(PeerAddress& mine) override;
   bool reaches(const PeerAddress& mine, const PeerAddress& theirs) const override;
   std::vector<Link> connect(const std::vector<PeerAddress>& addresses, int rank,
-                            const std::vector<int>& peers, Deadline deadline) override;
+                            const std::vector<int>& peers, Patience& patience) override;
 
   // This rank's own first page; lives as long as `inbox`.
   RankPage* page() const { return reinterpret_cast<RankPage*>(inbox_->data()); }

@@ -22,4 +22,14 @@ std::string MemoryStore::get(const std::string& key, Deadline deadline) {
   return values_[key];
 }
 
+bool MemoryStore::has(const std::string& key) {
+  const std::lock_guard lock(mutex_);
+  return values_.count(key) != 0;
+}
+
+int64_t MemoryStore::add(const std::string& key, int64_t amount) {
+  const std::lock_guard lock(mutex_);
+  return counters_[key] += amount;
+}
+
 }  // namespace pycomm

@@ -8,30 +8,31 @@
 #include <string>
 
 #include "base/fd.h"
-#include "transport/interface.h"
+#include "transport/handshake.h"
+#include "transport/tcp_endpoint.h"
 #include "transport/transport.h"
 
 namespace pycomm {
 
 class TcpTransport final : public Transport {
  public:
-  TcpTransport(LocalInterface interface, int connections, size_t segment_bytes);
+  TcpTransport(LocalInterface interface, PortRange ports, int connections, size_t segment_bytes);
 
   std::string_view name() const override { return "tcp"; }
   void describe(PeerAddress& mine) override;
   bool reaches(const PeerAddress& mine, const PeerAddress& theirs) const override;
   std::vector<Link> connect(const std::vector<PeerAddress>& addresses, int rank,
-                            const std::vector<int>& peers, Deadline deadline) override;
+                            const std::vector<int>& peers, Patience& patience) override;
 
  private:
+  Hello hello_to(const PeerAddress& peer, int rank, uint32_t purpose) const;
   Link make_link(const PeerAddress& peer, std::vector<Fd> sockets) const;
   uint32_t sockets_per_peer() const { return 1 + kLanes * static_cast<uint32_t>(connections_); }
 
   LocalInterface interface_;
   int connections_;
   size_t segment_bytes_;
-  Fd listener_;
-  int port_ = 0;
+  Listening listening_;
 };
 
 }  // namespace pycomm

@@ -10,11 +10,11 @@
 #include <string_view>
 #include <vector>
 
-#include "base/deadline.h"
 #include "transport/address.h"
 #include "transport/channel.h"
 #include "transport/control_link.h"
 #include "transport/doorbell.h"
+#include "transport/patience.h"
 
 namespace pycomm {
 
@@ -41,7 +41,7 @@ class Transport {
   // Connects to all `peers` (ranks, indices of `addresses`) and returns their links in that order.
   // Collective among the peers. Throws CommError that names the peer and its address.
   virtual std::vector<Link> connect(const std::vector<PeerAddress>& addresses, int rank,
-                                    const std::vector<int>& peers, Deadline deadline) = 0;
+                                    const std::vector<int>& peers, Patience& patience) = 0;
 };
 
 }  // namespace pycomm

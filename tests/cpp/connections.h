@@ -2,6 +2,7 @@
 // Two ends of a connection over every transport there is, for tests that hold for all of them.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <memory>
@@ -60,6 +62,8 @@ class HostsStore final : public Store {
     if (host != hosts_[rank_]) address.host_id = str("host ", host);
     return address.serialize();
   }
+  bool has(const std::string& key) override { return inner_.has(key); }
+  int64_t add(const std::string& key, int64_t amount) override { return inner_.add(key, amount); }
 
  private:
   Store& inner_;
@@ -102,15 +106,11 @@ class FileStore final : public Store {
     if (!::mkdtemp(name)) throw_system("mkdtemp");
     folder_ = name;
   }
-  ~FileStore() override {
-    for (const auto& path : written_) std::remove(path.c_str());
-    ::rmdir(folder_.c_str());
-  }
+  ~FileStore() override { std::filesystem::remove_all(folder_); }
   void set(const std::string& key, const std::string& value) override {
     const auto path = path_of(key);
     std::ofstream(path + ".part") << value;
     std::rename((path + ".part").c_str(), path.c_str());
-    written_.push_back(path);
   }
   std::string get(const std::string& key, Deadline deadline) override {
     while (true) {
@@ -124,7 +124,17 @@ class FileStore final : public Store {
       ::usleep(1000);
     }
   }
-  void forget(const std::string& key) { std::remove(path_of(key).c_str()); }
+  bool has(const std::string& key) override { return ::access(path_of(key).c_str(), F_OK) == 0; }
+  // Every count is a file that exactly one process can make.
+  int64_t add(const std::string& key, int64_t amount) override {
+    int64_t count = 0;
+    while (amount > 0) {
+      const auto path = path_of(str(key, "_", ++count));
+      if (!Fd(::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600))) continue;
+      --amount;
+    }
+    return count;
+  }
 
  private:
   std::string path_of(const std::string& key) const {
@@ -133,7 +143,6 @@ class FileStore final : public Store {
     return folder_ + "/" + name;
   }
   std::string folder_;
-  std::vector<std::string> written_;
 };
 
 struct Connection {

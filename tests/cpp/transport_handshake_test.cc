@@ -172,20 +172,26 @@ TEST("descriptors come along with a hello and with the answer") {
   CHECK(::read(reading.get(), &byte, 1) == 1 && byte == 'x');
   CHECK((::fcntl(evening.greetings[0].passed[0].get(), F_GETFD) & FD_CLOEXEC) != 0);
   send_hello(evening.greetings[0].socket.get(), hello(0, token), {reading.get(), writing.get()});
-  const auto answer =
-      receive_answer(std::move(caller), "rank 0", token, Deadline::after(std::chrono::seconds(20)));
+  const auto answer = receive_answer(std::move(caller), PeerAddress{}, token,
+                                     Deadline::after(std::chrono::seconds(20)));
   CHECK(answer.hello.rank == 0 && answer.passed.size() == 2);
 }
 
 TEST("an answer that is late, missing or somebody else's is an error that says who") {
   Door door;
   const Token token = random_token();
+  PeerAddress peer;
+  peer.rank = 5;
+  peer.pid = 4711;
+  peer.host = "node7";
+  peer.ip = "fd00::7";
+  peer.port = 4000;
   const auto answer_after = [&](auto act) {
     Fd caller = door.knock();
     Fd other(::accept4(door.listener(), nullptr, nullptr, SOCK_CLOEXEC));
     act(other);
     try {
-      receive_answer(std::move(caller), "rank 5 at 10.0.0.1", token,
+      receive_answer(std::move(caller), peer, token,
                      Deadline::after(std::chrono::milliseconds(100)));
     } catch (const CommError& error) {
       return std::string(error.what());
@@ -193,11 +199,14 @@ TEST("an answer that is late, missing or somebody else's is an error that says w
     return std::string("no error");
   };
   CHECK(answer_after([](Fd& socket) { socket.reset(); }) ==
-        "rank 5 at 10.0.0.1 closed the connection during set-up");
-  CHECK(answer_after([](Fd&) {}) == "rank 5 at 10.0.0.1 did not answer during set-up");
+        "rank 5 (pid 4711 on node7) at [fd00::7]:4000 closed the connection during set-up; look "
+        "there for why");
+  CHECK(answer_after([](Fd&) {}) ==
+        "rank 5 (pid 4711 on node7) at [fd00::7]:4000 did not answer during set-up");
   const auto wrong =
       answer_after([&](Fd& socket) { send_hello(socket.get(), hello(5, random_token()), {}); });
-  CHECK(wrong.find("rank 5 at 10.0.0.1") == 0 && wrong.find("wrong token") != std::string::npos,
+  CHECK(wrong.find("rank 5 (pid 4711 on node7) at [fd00::7]:4000") == 0 &&
+            wrong.find("wrong token") != std::string::npos,
         wrong);
   const auto garbage =
       answer_after([&](Fd& socket) { write_all(socket, std::string(32, 'x').data(), 32); });

@@ -21,6 +21,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "PYCOMM_DETECT_TIMEOUT": ("0.5", 0.5),
     "PYCOMM_CONNECT_TIMEOUT": ("20", 20.0),
     "PYCOMM_SOCKET_IFNAME": ("lo", "lo"),
+    "PYCOMM_PORT_RANGE": ("40000-40100", (40000, 40100)),
+    "PYCOMM_HOST_ID": ("node7", "node7"),
     "PYCOMM_TCP_CONNECTIONS": ("4", 4),
     "PYCOMM_SEGMENT_BYTES": ("8192", 8192),
     "PYCOMM_CHECK_PLANS": ("1", True),
@@ -41,6 +43,13 @@ BAD = [
     ("PYCOMM_SEGMENT_BYTES", "100", "expected an integer from 4096 to 16777216"),
     ("PYCOMM_SEGMENT_BYTES", "1e5", "expected an integer from 4096 to 16777216"),
     ("PYCOMM_SEGMENT_BYTES", "-4096", "expected an integer from 4096 to 16777216"),
+    ("PYCOMM_PORT_RANGE", "40000", "expected LOW-HIGH, two ports from 1 to 65535"),
+    ("PYCOMM_PORT_RANGE", "40100-40000", "expected LOW-HIGH"),
+    ("PYCOMM_PORT_RANGE", "0-10", "expected LOW-HIGH"),
+    ("PYCOMM_PORT_RANGE", "60000-70000", "such as 40000-40100"),
+    ("PYCOMM_PORT_RANGE", "-5-10", "expected LOW-HIGH"),
+    ("PYCOMM_HOST_ID", "", "expected a text without spaces"),
+    ("PYCOMM_HOST_ID", "a b", "expected a text without spaces"),
     ("PYCOMM_CHECK_PLANS", "yes", "expected 0 or 1"),
     ("PYCOMM_LOG", "loud", "expected error, warning, info or debug"),
 ]
@@ -79,8 +88,10 @@ def test_a_variable_sets_its_field(name: str) -> None:
 def test_a_field_wins_over_its_variable(name: str) -> None:
     field = VARIABLES[name][0]
     other = {"PYCOMM_SEGMENT_BYTES": 4096, "PYCOMM_TCP_CONNECTIONS": 3, "PYCOMM_CHECK_PLANS": False}
+    other["PYCOMM_PORT_RANGE"] = "5000-5001"
     value = other.get(name, 7.0 if name.endswith("TIMEOUT") else "shm")
-    assert Options(**{field: value}).resolved({name: GOOD[name][0]}) == {field: value}
+    became = (5000, 5001) if name == "PYCOMM_PORT_RANGE" else value
+    assert Options(**{field: value}).resolved({name: GOOD[name][0]}) == {field: became}
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), BAD)
@@ -165,6 +176,8 @@ def test_the_backend_gets_what_the_options_say() -> None:
             check_plans=True,
             flight_dir="somewhere",
             socket_interface="lo",
+            port_range="40000-40003",
+            host_id="node7",
         )
     )
     native = made.options
@@ -175,7 +188,8 @@ def test_the_backend_gets_what_the_options_say() -> None:
     )
     assert (native.transports, native.tcp_connections, native.segment_bytes) == ("tcp", 3, 8192)
     assert (native.check_plans, native.flight_dir) == (True, "somewhere")
-    assert native.socket_interface == "lo"
+    assert (native.socket_interface, native.host_id) == ("lo", "node7")
+    assert native.port_range == (40000, 40003)
     assert made.algorithm_for("all_reduce", 8) == "ring"
 
 
