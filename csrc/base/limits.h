@@ -63,6 +63,15 @@ inline constexpr auto kCallbackPatience = 2s;
 // What a closing tcp channel grants the kernel to deliver what it has taken.
 inline constexpr auto kTcpLinger = 2s;
 
+// A monitored barrier asks the store this often, and grants rank 0's verdict this much more than its
+// own timeout to reach the others.
+inline constexpr auto kStorePollMin = 1ms;
+inline constexpr auto kStorePollMax = 20ms;
+inline constexpr auto kVerdictPatience = 1s;
+
+// Free memory that the pool behind Backend::allocateTensor keeps for the next tensor.
+inline constexpr size_t kPoolBytesMax = 256 * 1024 * 1024;
+
 inline constexpr auto kConnectTimeout = 60s;
 // A listener was there before its address was published, so the kernel answers within a round trip.
 // Lost packets are sent again after 1, 3, 7, 15 and 31 s.

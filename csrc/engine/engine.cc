@@ -308,7 +308,7 @@ Failure Engine::timed_out(const Operation& operation, const std::vector<int>& aw
   }
   Failure timeout{FailureKind::timeout, {}, culprits};
   timeout.text =
-      str("timed out after ", std::chrono::duration<double>(operation.timeout).count(), " s");
+      str("timeout after ", std::chrono::duration<double>(operation.timeout).count(), " s");
   for (const int peer : culprits) {
     timeout.text += str("; waiting for ", mesh_->describe(peer), ": ", liveness_.how_far(peer));
   }
@@ -332,6 +332,7 @@ Failure Engine::explain(Failure found) const {
 }
 
 void Engine::fail(const Failure& failure, bool heard) {
+  const bool closes = heard && failure.kind == FailureKind::aborted;
   {
     const std::lock_guard lock(failure_mutex_);
     if (failure_) return;
@@ -339,10 +340,10 @@ void Engine::fail(const Failure& failure, bool heard) {
     // Peers are told before anybody here learns: who raises may end this process at once, and then
     // its end must not be the first thing that peers hear of. For the same reason what was heard is
     // passed on: a peer may read our farewell before it reads the one who decided.
-    const bool closes = heard && failure.kind == FailureKind::aborted;
     if (!closes && mesh_->world_size() > 1) liveness_.tell_failure(failure);
-    failed_.store(true, std::memory_order_release);
   }
+  if (!closes && options_.on_failure) options_.on_failure();
+  failed_.store(true, std::memory_order_release);
   if (!heard && failure.kind != FailureKind::aborted) {
     log(LogLevel::error, mesh_->rank(), failure.text);
   }

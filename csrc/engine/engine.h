@@ -13,6 +13,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,6 +37,9 @@ struct EngineOptions {
   bool check_plans = false;  // prove every plan before its first use
   std::string flight_dir;    // where a failure leaves the flight recorder's dump; empty: nowhere
   std::string group_name;
+  // Called once, by the thread that decides or hears that the group has failed, when peers have
+  // been told and before anybody here is. Not when the group is closed. May be empty.
+  std::function<void()> on_failure;
 };
 
 // Throws what `failure` means to one who waits for `operation`. Outlives the engine.

@@ -8,6 +8,8 @@
 #include <set>
 
 #include "kernels/reduce.h"
+#include "torch/comms_trace.h"
+#include "torch/joined_work.h"
 #include "torch/store.h"
 
 namespace pycomm {
@@ -36,7 +38,10 @@ void check_peer(Collective collective, int peer, int rank, int world_size) {
 
 Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size,
                  c10::intrusive_ptr<BackendOptions> options)
-    : c10d::Backend(rank, world_size), options_(std::move(options)) {
+    : c10d::Backend(rank, world_size),
+      options_(std::move(options)),
+      store_(std::move(store)),
+      completions_(std::make_shared<Completions>(std::make_shared<CallbackPool>(), rank)) {
   PYCOMM_USAGE(world_size >= 1 && world_size <= kWorldSizeMax,
                "init_process_group: got world size ", world_size, ", expected 1 to ",
                kWorldSizeMax);
@@ -47,12 +52,13 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   if (world_size == 1) {
     mesh = std::make_unique<Mesh>();
   } else {
-    C10dStore adapted(std::move(store), rank);
+    C10dStore adapted(store_, rank);
     mesh = Mesh::connect(adapted, rank, world_size, options_->mesh);
   }
   auto engine_options = options_->engine;
   engine_options.timeout = options_->timeout;
   engine_options.group_name = options_->group_name;
+  engine_options.on_failure = [this] { run_abort_hooks(); };
   engine_ = std::make_unique<Engine>(std::move(mesh), std::move(engine_options));
   init();
   const std::lock_guard lock(Live::get().mutex);
@@ -80,7 +86,7 @@ void Backend::close_all(const std::string& reason) {
     const std::lock_guard lock(Live::get().mutex);
     for (Backend* backend : Live::get().backends) {
       backend->close(reason, false);
-      pools.push_back(backend->callbacks_);
+      pools.push_back(backend->completions_->shared_pool());
     }
   }
   // A callback that asked for the GIL once the interpreter is gone would end the process badly.
@@ -113,22 +119,33 @@ c10d::ErrorType Backend::getError() {
 Backend::WorkPtr Backend::launch(const Call& call,
                                  std::vector<std::shared_ptr<Operation>> operations,
                                  const Tensors& inputs, Tensors outputs) {
-  // The profiler's event hangs on a Work, so while it records even synchronous calls make one.
-  if (!call.async && !at::hasCallbacks()) {
+  // The profiler's event and the hooks hang on a Work, so for them even synchronous calls make one.
+  const bool profiled = at::hasCallbacks();
+  if (!call.async && !profiled && !completions_->wanted() && !coalescing_threads_) {
     for (const auto& operation : operations) engine_->run(operation);
     return nullptr;
   }
+  std::optional<CommsTrace> trace;
   std::optional<std::vector<at::Tensor>> recorded;
-  if (at::hasCallbacks()) recorded = inputs;
-  auto work = c10::make_intrusive<Work>(callbacks_, getRank(), getSize(), call.type, call.title,
+  if (profiled) {
+    recorded = inputs;
+    const auto& first = *operations.front();
+    const bool message =
+        first.collective == Collective::send || first.collective == Collective::recv;
+    trace.emplace(TracedCall{getGroupUid(), getGroupDesc(), getRank(), getSize(),
+                             call.title + sizeof("pycomm:") - 1,
+                             static_cast<int64_t>(engine_->sequence()) + 1, message, call.async,
+                             call.input_splits, call.output_splits},
+                  inputs, outputs);
+  }
+  auto work = c10::make_intrusive<Work>(completions_, getRank(), getSize(), call.type, call.title,
                                         recorded, std::move(outputs));
   if (inputs.size()) work->hold(inputs);
   Work::submit(work, *engine_, std::move(operations));
-  if (!call.async) {
-    work->wait(kNoTimeout);
-    return nullptr;
-  }
-  return work;
+  const bool joined = coalescing_threads_ && coalesces(work);
+  if (call.async) return work;
+  if (!joined) work->wait(kNoTimeout);
+  return nullptr;
 }
 
 Backend::WorkPtr Backend::launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
@@ -136,6 +153,30 @@ Backend::WorkPtr Backend::launch(const Call& call, OperationBuilder& builder, co
   std::vector<std::shared_ptr<Operation>> operations;
   operations.push_back(builder.take(getRank()));
   return launch(call, std::move(operations), inputs, std::move(outputs));
+}
+
+void Backend::startCoalescing() {
+  const std::lock_guard lock(coalescing_mutex_);
+  const bool fresh = coalescing_.try_emplace(std::this_thread::get_id()).second;
+  PYCOMM_USAGE(fresh, "start_coalescing: this thread coalesces already; call end_coalescing first");
+  ++coalescing_threads_;
+}
+
+Backend::WorkPtr Backend::endCoalescing() {
+  const std::lock_guard lock(coalescing_mutex_);
+  const auto mine = coalescing_.extract(std::this_thread::get_id());
+  PYCOMM_USAGE(mine, "end_coalescing: this thread has not called start_coalescing");
+  --coalescing_threads_;
+  return c10::make_intrusive<JoinedWork>(getRank(), std::move(mine.mapped()));
+}
+
+// Whether this thread coalesces; the work is kept then.
+bool Backend::coalesces(const WorkPtr& work) {
+  const std::lock_guard lock(coalescing_mutex_);
+  const auto mine = coalescing_.find(std::this_thread::get_id());
+  if (mine == coalescing_.end()) return false;
+  mine->second.push_back(work);
+  return true;
 }
 
 Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, const char* title,
@@ -175,6 +216,34 @@ Backend::WorkPtr Backend::barrier(const c10d::BarrierOptions& opts) {
   const SequenceSlot slot(*engine_);
   OperationBuilder builder(Collective::barrier, opts.timeout);
   return launch({c10d::OpType::BARRIER, "pycomm:barrier", opts.asyncOp}, builder, {}, {});
+}
+
+void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) {
+  const std::lock_guard lock(monitored_mutex_);
+  // Numbered after the collective before it: a rank that missed one is in step again later.
+  const auto sequence = engine_->sequence();
+  monitored_count_ = sequence == monitored_at_ ? monitored_count_ + 1 : 0;
+  monitored_at_ = sequence;
+  const bool given = opts.timeout.count() >= 0 && opts.timeout != c10d::kUnsetTimeout;
+  MonitoredBarrier barrier{
+      .store = monitored_last_ ? monitored_last_->store : store_->clone(),
+      .round = str("pycomm/monitored_barrier/", sequence, ".", monitored_count_, "/"),
+      .rank = getRank(),
+      .world_size = getSize(),
+      .timeout = given ? opts.timeout : options_->timeout,
+      .wait_all_ranks = wait_all_ranks,
+      .group_state = [this] { return engine_->failure(); }};
+  const auto before = std::exchange(monitored_last_, std::nullopt);
+  barrier.run();
+  // All have left the one before, since all have come to this one.
+  if (before && getRank() == 0) before->clean();
+  monitored_last_ = std::move(barrier);
+}
+
+at::Tensor Backend::allocateTensor(long count, at::TensorOptions options) {
+  PYCOMM_USAGE(options.device().is_cpu(), "allocate_tensor: got device ", options.device(),
+               ", expected cpu");
+  return pooled_tensor(count, options);
 }
 
 }  // namespace pycomm

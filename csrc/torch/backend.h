@@ -7,13 +7,22 @@
 // take the engine's lock, and must be the same on all ranks. Called without the GIL.
 #pragma once
 
+#include <torch/version.h>
+
+#include <atomic>
 #include <exception>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
 
 #include "engine/engine.h"
+#include "torch/completions.h"
+#include "torch/monitored_barrier.h"
+#include "torch/tensor_pool.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
 
@@ -22,6 +31,11 @@ namespace pycomm {
 // What pycomm/options.py fills in.
 struct BackendOptions final : c10d::Backend::Options {
   BackendOptions() : c10d::Backend::Options("pycomm") {}
+#ifdef C10D_BACKEND_HAS_RECONFIGURE  // torch 2.14
+  c10::intrusive_ptr<c10d::Backend::Options> clone() const override {
+    return c10::make_intrusive<BackendOptions>(*this);
+  }
+#endif
   MeshOptions mesh;
   EngineOptions engine;
 };
@@ -52,11 +66,16 @@ class Backend final : public c10d::Backend {
   using Tensors = std::vector<at::Tensor>;
   using TensorLists = std::vector<std::vector<at::Tensor>>;
   using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+  using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
+  using StorePtr = c10::intrusive_ptr<c10d::Store>;
+  using OptionsPtr = c10::intrusive_ptr<c10d::Backend::Options>;
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) override;
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) override;
   WorkPtr allreduce_coalesced(Tensors& tensors,
                               const c10d::AllreduceCoalescedOptions& opts) override;
+  // In place on a sparse COO tensor; allreduce() comes here with one, too.
+  WorkPtr allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& opts) override;
   WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& opts) override;
   WorkPtr allgather(TensorLists& outputs, Tensors& inputs,
                     const c10d::AllgatherOptions& opts) override;
@@ -64,7 +83,13 @@ class Backend final : public c10d::Backend {
                           const c10d::AllgatherOptions& opts) override;
   WorkPtr allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                           const c10d::AllgatherOptions& opts) override;
+  WorkPtr allgather_coalesced(TensorLists& outputs, Tensors& inputs,
+                              const c10d::AllgatherOptions& opts) override;
   WorkPtr gather(TensorLists& outputs, Tensors& inputs, const c10d::GatherOptions& opts) override;
+#ifdef C10D_BACKEND_HAS_RECONFIGURE  // torch 2.14
+  WorkPtr gather_single(at::Tensor& output, at::Tensor& input,
+                        const c10d::GatherOptions& opts) override;
+#endif
   WorkPtr scatter(Tensors& outputs, TensorLists& inputs, const c10d::ScatterOptions& opts) override;
   WorkPtr reduce_scatter(Tensors& outputs, TensorLists& inputs,
                          const c10d::ReduceScatterOptions& opts) override;
@@ -80,6 +105,47 @@ class Backend final : public c10d::Backend {
   WorkPtr recv(Tensors& tensors, int peer, int tag) override;
   WorkPtr recvAnysource(Tensors& tensors, int tag) override;
   WorkPtr barrier(const c10d::BarrierOptions& opts) override;
+
+  // Blocking; see torch/monitored_barrier.h.
+  void monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) override;
+
+  // Between these two the calls of this thread go out as ever; the Work of the second stands for
+  // all of them. Synchronous calls do not wait there.
+  bool supportsCoalescing() const override { return true; }
+  void startCoalescing() override;
+  WorkPtr endCoalescing() override;
+
+  // Groups made from this one, see torch/groups.cc. Collective over the new group's ranks.
+  bool supportsSplitting() const override { return true; }
+  BackendPtr split(const StorePtr& store, const std::vector<int>& ranks,
+                   const OptionsPtr& opts) override;
+  BackendPtr merge(const StorePtr& store, const OptionsPtr& opts, const int& rank,
+                   const int& world_size) override;
+  bool supportsShrinking() const override { return true; }
+  BackendPtr shrink(const std::vector<int64_t>& ranks_to_exclude, int shrink_flags,
+                    const OptionsPtr& opts) override;
+  uint64_t split_count() const { return split_count_; }
+
+  // Called without the GIL by a thread of the callback pool, in the order in which works end.
+  void registerOnCompletionHook(
+      std::function<void(std::shared_ptr<c10d::WorkInfo>)>&& hook) override;
+  void waitForPendingWorks() override { completions_->wait(); }
+  void enableCollectivesTiming() override {}  // every Work is timed
+#ifdef C10D_BACKEND_HAS_HOOKS                 // torch 2.14
+  void registerAbortHook(int64_t id, c10d::AbortHook hook) override;
+  void unregisterAbortHook(int64_t id) override;
+#endif
+#if TORCH_VERSION_MINOR >= 15
+  bool supportsAbortHooks() const override { return true; }
+  bool supportsCompletionHooks() const override { return true; }
+  void registerCompletionHook(int64_t id, c10d::CompletionHook hook) override;
+  void unregisterCompletionHook(int64_t id) override { completions_->remove_hook(id); }
+#endif
+
+  // CPU memory that is used again, see torch/tensor_pool.h.
+  bool supportsTensorAlloc(c10::DeviceIndex device) override { return device < 0; }
+  at::Tensor allocateTensor(long count, at::TensorOptions options) override;
+  std::shared_ptr<c10::Allocator> getMemAllocator() override { return tensor_pool(); }
 
   const std::string getBackendName() const override { return "pycomm"; }
   c10::intrusive_ptr<c10d::Backend::Options> getBackendOptions() override { return options_; }
@@ -100,13 +166,17 @@ class Backend final : public c10d::Backend {
  private:
   struct Call {
     c10d::OpType type;
-    const char* title;
+    const char* title;  // "pycomm:all_reduce"
     bool async;
+    std::vector<int64_t> input_splits = {}, output_splits = {};  // for traces
   };
   WorkPtr launch(const Call& call, std::vector<std::shared_ptr<Operation>> operations,
                  const Tensors& inputs, Tensors outputs);
   WorkPtr launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
                  Tensors outputs);
+  bool coalesces(const WorkPtr& work);
+  void run_abort_hooks();
+  BackendPtr make_child(const StorePtr& store, int rank, int world_size, const OptionsPtr& opts);
   std::shared_ptr<Operation> all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
                                             std::chrono::milliseconds timeout);
   std::shared_ptr<Operation> all_gather_one(const at::Tensor& output, const at::Tensor& input,
@@ -118,8 +188,26 @@ class Backend final : public c10d::Backend {
                   int peer, int tag);
 
   c10::intrusive_ptr<BackendOptions> options_;
-  const std::shared_ptr<CallbackPool> callbacks_ = std::make_shared<CallbackPool>();
-  std::unique_ptr<Engine> engine_;
+  const StorePtr store_;
+  const std::shared_ptr<Completions> completions_;
+
+  std::mutex coalescing_mutex_;
+  std::map<std::thread::id, std::vector<WorkPtr>> coalescing_;  // by the thread that started it
+  std::atomic<size_t> coalescing_threads_{0};
+
+  std::mutex monitored_mutex_;
+  uint64_t monitored_at_ = 0;  // the sequence number before the last monitored barrier
+  uint64_t monitored_count_ = 0;
+  std::optional<MonitoredBarrier> monitored_last_;
+
+  std::mutex groups_mutex_;
+  std::optional<c10::weak_intrusive_ptr<c10d::Backend>> last_split_;
+  std::atomic<uint64_t> split_count_{0};
+  uint64_t shrink_count_ = 0;
+
+  std::mutex abort_hooks_mutex_;
+  std::map<int64_t, std::function<void()>> abort_hooks_;
+  std::unique_ptr<Engine> engine_;  // last: its threads use the rest
 };
 
 }  // namespace pycomm

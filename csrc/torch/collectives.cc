@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The Backend's collectives, each from tensors to one operation. See backend.h.
 #include "torch/backend.h"
+#include "torch/sparse.h"
 
 namespace pycomm {
 namespace {
@@ -79,11 +80,21 @@ std::shared_ptr<Operation> Backend::all_reduce_one(const at::Tensor& tensor,
 }
 
 Backend::WorkPtr Backend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) {
+  if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, opts);
   const SequenceSlot slot(*engine_);
   check_one(Collective::all_reduce, tensors);
   std::vector<std::shared_ptr<Operation>> operations{
       all_reduce_one(tensors[0], opts.reduceOp, opts.timeout)};
   return launch({c10d::OpType::ALLREDUCE, "pycomm:all_reduce", opts.asyncOp}, std::move(operations),
+                tensors, tensors);
+}
+
+Backend::WorkPtr Backend::allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& opts) {
+  const SequenceSlot slot(*engine_);
+  PYCOMM_USAGE(tensors.size() == 1 && tensors[0].is_sparse(),
+               "all_reduce: expected one sparse COO tensor");
+  return launch({c10d::OpType::_ALLREDUCE_SPARSE, "pycomm:all_reduce", opts.asyncOp},
+                sparse_all_reduce(tensors[0], opts.reduceOp, opts.timeout, getRank(), getSize()),
                 tensors, tensors);
 }
 
@@ -164,6 +175,63 @@ Backend::WorkPtr Backend::allgather_into_tensor_coalesced(Tensors& outputs, Tens
   return launch({c10d::OpType::COALESCED, "pycomm:all_gather", opts.asyncOp}, std::move(operations),
                 inputs, outputs);
 }
+
+// Deprecated in torch and still called: outputs[rank][i] is what `rank` gave as its input i.
+Backend::WorkPtr Backend::allgather_coalesced(TensorLists& outputs, Tensors& inputs,
+                                              const c10d::AllgatherOptions& opts) {
+  const SequenceSlot slot(*engine_);
+  PYCOMM_USAGE(!inputs.empty(),
+               "all_gather: got no input tensors, expected some (requires "
+               "non-empty tensor list)");
+  PYCOMM_USAGE(static_cast<int>(outputs.size()) == getSize(), "all_gather: got ", outputs.size(),
+               " output lists, expected one for each of ", getSize(),
+               " ranks (invalid tensor list size)");
+  std::vector<std::shared_ptr<Operation>> operations;
+  Tensors flat;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    Tensors blocks;
+    for (const auto& list : outputs) {
+      PYCOMM_USAGE(list.size() == inputs.size(), "all_gather: got ", list.size(),
+                   " outputs in one list, expected as many as inputs, ", inputs.size(),
+                   " (invalid tensor list size)");
+      blocks.push_back(list[i]);
+    }
+    check_tensor(Collective::all_gather, inputs[i]);
+    check_list(Collective::all_gather, blocks, getSize(), inputs[i], "output");
+    check_block(Collective::all_gather, blocks[static_cast<size_t>(getRank())], inputs[i],
+                "output");
+    OperationBuilder builder(Collective::all_gather, opts.timeout);
+    for (const auto& block : blocks) builder.add(block, false, true);
+    builder.add(inputs[i], true, false);
+    operations.push_back(builder.take(getRank()));
+    flat.insert(flat.end(), blocks.begin(), blocks.end());
+  }
+  return launch({c10d::OpType::COALESCED, "pycomm:all_gather", opts.asyncOp}, std::move(operations),
+                inputs, std::move(flat));
+}
+
+#ifdef C10D_BACKEND_HAS_RECONFIGURE
+Backend::WorkPtr Backend::gather_single(at::Tensor& output, at::Tensor& input,
+                                        const c10d::GatherOptions& opts) {
+  const SequenceSlot slot(*engine_);
+  check_tensor(Collective::gather, input);
+  OperationBuilder builder(Collective::gather, opts.timeout);
+  builder.set_root(opts.rootRank, getSize());
+  const bool root = opts.rootRank == getRank();
+  if (root) {
+    check_tensor(Collective::gather, output);
+    check_same_dtype(Collective::gather, output, input);
+    PYCOMM_USAGE(output.numel() == input.numel() * getSize(), "gather: the output is ",
+                 describe(output), ", expected ", getSize(), " times the input ", describe(input));
+    builder.add_split(output, getSize(), false, true);
+  } else {
+    builder.add_empty(getSize());
+  }
+  builder.add(input, true, false);
+  return launch({c10d::OpType::GATHER, "pycomm:gather", opts.asyncOp}, builder, {input},
+                root ? Tensors{output} : Tensors{});
+}
+#endif
 
 Backend::WorkPtr Backend::gather(TensorLists& outputs, Tensors& inputs,
                                  const c10d::GatherOptions& opts) {
@@ -283,8 +351,9 @@ Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
   builder.add_split(input, input_sizes, getSize(), true, false, "input");
   builder.add_split(output, output_sizes, getSize(), false, true, "output");
   check_own_split(output, input, output_sizes, input_sizes, getRank(), getSize());
-  return launch({c10d::OpType::ALLTOALL_BASE, "pycomm:all_to_all", opts.asyncOp}, builder, {input},
-                {output});
+  return launch(
+      {c10d::OpType::ALLTOALL_BASE, "pycomm:all_to_all", opts.asyncOp, input_sizes, output_sizes},
+      builder, {input}, {output});
 }
 
 Backend::WorkPtr Backend::alltoall(Tensors& outputs, Tensors& inputs,

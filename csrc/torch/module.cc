@@ -96,6 +96,7 @@ void bind_backend(py::module_& m) {
       .def("close", &Backend::close, py::arg("reason"), py::arg("drain"), release)
       .def_property_readonly("options", &Backend::options)
       .def("perform_nocolor_split", [](Backend&, const py::object&) {})
+      .def("comm_split_count", &Backend::split_count)
       .def(
           "flight_json", [](Backend& b) { return b.engine().flight_json(); }, release)
       .def(

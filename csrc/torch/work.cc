@@ -4,12 +4,21 @@
 #include <ATen/core/ivalue_inl.h>
 
 namespace pycomm {
+namespace {
 
-Work::Work(std::shared_ptr<CallbackPool> callbacks, int rank, int world_size, c10d::OpType type,
+uint64_t next_key() {
+  static std::atomic<uint64_t> next{1};
+  return next.fetch_add(1);
+}
+
+}  // namespace
+
+Work::Work(std::shared_ptr<Completions> completions, int rank, int world_size, c10d::OpType type,
            const char* title, const std::optional<std::vector<at::Tensor>>& inputs,
            std::vector<at::Tensor> outputs)
     : c10d::Work(rank, type, title, inputs),
-      callbacks_(std::move(callbacks)),
+      completions_(std::move(completions)),
+      key_(next_key()),
       world_size_(world_size),
       outputs_(std::move(outputs)),
       begun_(std::chrono::steady_clock::now()) {}
@@ -18,6 +27,7 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
                   std::vector<std::shared_ptr<Operation>> operations) {
   work->operations_ = std::move(operations);
   work->remaining_ = work->operations_.size();
+  work->completions_->begin();
   // A copy: the work may be finished, and its list read by others, while we still submit.
   const auto all = work->operations_;
   size_t submitted = 0;
@@ -29,6 +39,8 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
     }
   } catch (...) {
     for (size_t i = submitted; i < all.size(); ++i) all[i]->on_finished = nullptr;
+    // Those that were submitted end sooner or later, but nobody will ever see this work.
+    work->completions_->abandon();
     throw;
   }
 }
@@ -37,6 +49,7 @@ void Work::on_operation_finished(const Operation& operation) {
   if (operation.failure) {
     const std::lock_guard lock(mutex_);
     if (!first_error_) {
+      ended_as_ = operation.failure.kind;
       try {
         raise(operation, operation.failure, rank_, world_size_);
       } catch (...) {
@@ -50,23 +63,42 @@ void Work::on_operation_finished(const Operation& operation) {
     recordFunctionEndCallback_();
     recordFunctionEndCallback_ = nullptr;
   }
-  c10::intrusive_ptr<c10::ivalue::Future> future;
+  c10::intrusive_ptr<c10::ivalue::Future> future, result;
   {
     const std::lock_guard lock(mutex_);
     finished_ = std::chrono::steady_clock::now();
     completed_ = true;
     exception_ = first_error_;
     future = future_;
+    result = result_;
   }
   cv_.notify_all();
-  if (!future) return;
-  callbacks_->run([future, error = exception_, outputs = outputs_] {
-    if (error) {
-      future->setError(error);
-    } else {
-      future->markCompleted(c10::IValue(outputs));
-    }
+  completions_->end(
+      {c10d::WorkInfo(opType_, getSequencenumber(), begun_, finished_, finished_ - begun_), key_,
+       !exception_});
+  if (!future && !result) return;
+  const auto self = c10::intrusive_ptr<Work>::reclaim_copy(this);
+  completions_->pool().run([self, future, result] {
+    if (future) self->complete(future);
+    if (result) self->complete_result(result);
   });
+}
+
+void Work::complete(const c10::intrusive_ptr<c10::ivalue::Future>& future) const {
+  if (exception_) {
+    future->setError(exception_);
+  } else {
+    future->markCompleted(c10::IValue(outputs_));
+  }
+}
+
+void Work::complete_result(const c10::intrusive_ptr<c10::ivalue::Future>& future) const {
+  auto result = c10d::WorkResult::SUCCESS;
+  if (exception_) {
+    result = ended_as_ == FailureKind::timeout ? c10d::WorkResult::TIMEOUT
+                                               : c10d::WorkResult::COMM_ERROR;
+  }
+  future->markCompleted(c10::IValue(static_cast<int64_t>(result)));
 }
 
 bool Work::wait(std::chrono::milliseconds timeout) {
@@ -97,16 +129,27 @@ c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
   future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
   const auto future = future_;
   const bool completed = completed_;
-  const auto error = exception_;
   lock.unlock();
-  if (completed && error) future->setError(error);
-  if (completed && !error) future->markCompleted(c10::IValue(outputs_));
+  if (completed) complete(future);
   return future;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> Work::getFutureResult() {
+  std::unique_lock lock(mutex_);
+  if (result_) return result_;
+  result_ = c10::make_intrusive<c10::ivalue::Future>(c10::IntType::get());
+  const auto result = result_;
+  const bool completed = completed_;
+  lock.unlock();
+  if (completed) complete_result(result);
+  return result;
 }
 
 uint64_t Work::getSequencenumber() const { return operations_.front()->sequence; }
 
 float Work::getDuration() const {
+  const std::lock_guard lock(mutex_);
+  PYCOMM_USAGE(completed_, "get_duration: the work is still under way; call wait() first");
   return std::chrono::duration<float, std::milli>(finished_ - begun_).count();
 }
 

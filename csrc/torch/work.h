@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: MIT
 // What an asynchronous call returns: c10d's Work over one or several operations of the engine.
 //
-// Completed by the thread that finishes the last operation; the Future, made when first asked for,
-// is completed by a thread of the callback pool and runs its callbacks there. Holds the tensors
+// Completed by the thread that finishes the last operation; the Futures, made when first asked for,
+// are completed by a thread of the callback pool and run their callbacks there. Holds the tensors
 // until then. Thread-safe, as c10d demands.
 #pragma once
+
+#include <torch/version.h>
 
 #include <atomic>
 #include <memory>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
 
-#include "engine/callback_pool.h"
 #include "engine/engine.h"
+#include "torch/completions.h"
 
 namespace pycomm {
 
 class Work final : public c10d::Work {
  public:
-  // `callbacks` runs what users attach to the Future.
-  Work(std::shared_ptr<CallbackPool> callbacks, int rank, int world_size, c10d::OpType type,
+  Work(std::shared_ptr<Completions> completions, int rank, int world_size, c10d::OpType type,
        const char* title, const std::optional<std::vector<at::Tensor>>& inputs,
        std::vector<at::Tensor> outputs);
 
@@ -33,21 +34,34 @@ class Work final : public c10d::Work {
   bool wait(std::chrono::milliseconds timeout) override;
   int sourceRank() const override;
   std::vector<at::Tensor> result() override { return outputs_; }
+  // No stream computes for CPU tensors, so this waits.
+  void blockCurrentStream() override { wait(kNoTimeout); }
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  // Never fails: completed with a WorkResult when the work is over, however it ended.
+  c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
   uint64_t getSequencenumber() const override;
+  // Milliseconds from the call to the end. Throws UsageError before the end.
   float getDuration() const override;
+#if TORCH_VERSION_MINOR >= 15
+  uint64_t getCompletionKey() const override { return key_; }
+#endif
 
  private:
   void on_operation_finished(const Operation& operation);
 
-  const std::shared_ptr<CallbackPool> callbacks_;
+  void complete(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
+  void complete_result(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
+
+  const std::shared_ptr<Completions> completions_;
+  const uint64_t key_;
   const int world_size_;
   std::vector<at::Tensor> outputs_;
   std::vector<at::Tensor> held_;
   std::vector<std::shared_ptr<Operation>> operations_;
   std::atomic<size_t> remaining_{0};
   std::exception_ptr first_error_;
-  c10::intrusive_ptr<c10::ivalue::Future> future_;  // under mutex_
+  FailureKind ended_as_ = FailureKind::none;
+  c10::intrusive_ptr<c10::ivalue::Future> future_, result_;  // under mutex_
   std::chrono::steady_clock::time_point begun_, finished_;
 };
 

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+// What users of the backend ask to be told: works that end, and failures before anybody here
+// learns of them.
+#include "base/log.h"
+#include "torch/backend.h"
+
+namespace pycomm {
+namespace {
+
+// c10d's one hook without an id; those of torch 2.15 count from 0.
+constexpr int64_t kOnCompletion = -1;
+
+}  // namespace
+
+void Backend::registerOnCompletionHook(
+    std::function<void(std::shared_ptr<c10d::WorkInfo>)>&& hook) {
+  PYCOMM_USAGE(!onCompletionHook_, "register_on_completion_hook: this group has one already");
+  onCompletionHook_ = std::move(hook);  // hasHooks() looks here
+  completions_->add_hook(kOnCompletion, [hook = onCompletionHook_](const Completion& completion) {
+    hook(std::make_shared<c10d::WorkInfo>(completion.info));
+  });
+}
+
+// Before anybody on this rank learns of the failure, so that a hook still sees what was going on.
+void Backend::run_abort_hooks() {
+  std::map<int64_t, std::function<void()>> hooks;
+  {
+    const std::lock_guard lock(abort_hooks_mutex_);
+    hooks = abort_hooks_;
+  }
+  for (const auto& [id, hook] : hooks) {
+    try {
+      hook();
+    } catch (const std::exception& error) {
+      log(LogLevel::error, getRank(), str("an abort hook failed: ", error.what()));
+    }
+  }
+}
+
+#ifdef C10D_BACKEND_HAS_HOOKS
+void Backend::registerAbortHook(int64_t id, c10d::AbortHook hook) {
+  const std::lock_guard lock(abort_hooks_mutex_);
+  abort_hooks_[id] = std::move(hook);
+}
+
+void Backend::unregisterAbortHook(int64_t id) {
+  const std::lock_guard lock(abort_hooks_mutex_);
+  abort_hooks_.erase(id);
+}
+#endif
+
+#if TORCH_VERSION_MINOR >= 15
+void Backend::registerCompletionHook(int64_t id, c10d::CompletionHook hook) {
+  PYCOMM_USAGE(id >= 0, "register_completion_hook: got id ", id, ", expected 0 or more");
+  completions_->add_hook(id, [hook = std::move(hook)](const Completion& completion) {
+    if (!completion.succeeded) return;
+    hook({completion.key, 1e3f * completion.info.activeDuration.count()});
+  });
+}
+#endif
+
+}  // namespace pycomm

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+#include "torch/joined_work.h"
+
+#include <ATen/core/ivalue_inl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+#include "base/deadline.h"
+
+namespace pycomm {
+
+JoinedWork::JoinedWork(int rank, Parts parts)
+    : c10d::Work(rank, c10d::OpType::COALESCED), parts_(std::move(parts)) {}
+
+bool JoinedWork::isCompleted() {
+  return std::all_of(parts_.begin(), parts_.end(),
+                     [](const auto& part) { return part->isCompleted(); });
+}
+
+bool JoinedWork::isSuccess() const { return !exception(); }
+
+std::exception_ptr JoinedWork::exception() const {
+  for (const auto& part : parts_) {
+    if (auto error = part->exception()) return error;
+  }
+  return nullptr;
+}
+
+bool JoinedWork::wait(std::chrono::milliseconds timeout) {
+  if (timeout == kNoTimeout || timeout.count() < 0) {
+    for (const auto& part : parts_) part->wait(timeout);
+    return true;
+  }
+  const auto deadline = Deadline::after(timeout);
+  for (const auto& part : parts_) {
+    // Zero would mean: as long as it takes.
+    part->wait(std::chrono::milliseconds(std::max(1, deadline.remaining_ms_at_most(1 << 30))));
+  }
+  return true;
+}
+
+std::vector<at::Tensor> JoinedWork::result() {
+  std::vector<at::Tensor> all;
+  for (const auto& part : parts_) {
+    for (auto& tensor : part->result()) all.push_back(std::move(tensor));
+  }
+  return all;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> JoinedWork::getFuture() {
+  const auto joined =
+      c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+  if (parts_.empty()) {
+    joined->markCompleted(c10::IValue(std::vector<at::Tensor>{}));
+    return joined;
+  }
+  const auto left = std::make_shared<std::atomic<size_t>>(parts_.size());
+  const auto self = c10::intrusive_ptr<JoinedWork>::reclaim_copy(this);
+  for (const auto& part : parts_) {
+    part->getFuture()->addCallback([self, joined, left](c10::ivalue::Future&) {
+      if (left->fetch_sub(1) != 1) return;
+      if (const auto error = self->exception()) {
+        joined->setError(error);
+      } else {
+        joined->markCompleted(c10::IValue(self->result()));
+      }
+    });
+  }
+  return joined;
+}
+
+}  // namespace pycomm
