@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The command line: python -m pycomm run | bench | plan | flight."""
+"""The command line: python -m pycomm run | doctor | bench | plan | flight."""
 
 import argparse
 import sys
 
-from pycomm import bench, flight, plans
+from pycomm import bench, doctor, flight, plans
 from pycomm import run as run_program
 
 
@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module, text in (
         ("run", run_program, "run a program that names another backend on pycomm, unedited"),
+        ("doctor", doctor, "say what is found here, measure between ranks, name what is wrong"),
         ("bench", bench, "measure collectives side by side with other backends, and check them"),
         ("plan", plans, "print an algorithm as the steps each rank takes, prove it, cost it"),
         ("flight", flight, "compare flight recorder dumps and say where the ranks part"),

@@ -6,6 +6,7 @@
 
 #include "kernels/reduce.h"
 #include "torch/backend.h"
+#include "torch/doctor.h"
 #include "torch/errors.h"
 #include "torch/plans.h"
 #include "transport/faulty.h"
@@ -154,6 +155,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_options(m);
   pycomm::bind_backend(m);
   pycomm::bind_plans(m);
+  pycomm::bind_doctor(m);
   m.def("build_info", &pycomm::build_info);
   m.def("close_all", &pycomm::Backend::close_all, py::arg("reason"),
         py::call_guard<py::gil_scoped_release>());
