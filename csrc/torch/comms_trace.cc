@@ -2,7 +2,6 @@
 #include "torch/comms_trace.h"
 
 #include <ATen/core/ivalue_inl.h>
-#include <torch/version.h>
 
 #include <torch/csrc/distributed/c10d/ParamCommsUtils.hpp>
 #include <tuple>
@@ -16,17 +15,27 @@ int64_t elements(const std::vector<at::Tensor>& tensors) {
   return sum;
 }
 
-std::shared_ptr<torch::ParamCommsDebugInfo> debug_info(const TracedCall& call,
-                                                       const std::vector<at::Tensor>& inputs,
-                                                       const std::vector<at::Tensor>& outputs) {
+// Not all of torch 2.11 to 2.15 have the last argument and setSequenceInfo(); a template, so that
+// what the installed one lacks is not looked at.
+template <class Info>
+std::shared_ptr<Info> debug_info(const TracedCall& call, const std::vector<at::Tensor>& inputs,
+                                 const std::vector<at::Tensor>& outputs) {
   const auto& example = inputs.empty() ? outputs : inputs;
-  auto info = std::make_shared<torch::ParamCommsDebugInfo>(
-      std::make_tuple(call.group_name, call.group_desc), call.rank, std::string(call.collective),
-      elements(inputs), elements(outputs), example.empty() ? at::kByte : example[0].scalar_type(),
-      call.input_splits, call.output_splits, -1, -1, call.world_size, call.async);
-#if TORCH_VERSION_MINOR >= 13
-  info->setSequenceInfo(call.sequence, call.message);
-#endif
+  const auto make = [&](auto... more) -> std::shared_ptr<Info> {
+    return std::make_shared<Info>(
+        std::make_tuple(call.group_name, call.group_desc), call.rank, std::string(call.collective),
+        elements(inputs), elements(outputs), example.empty() ? at::kByte : example[0].scalar_type(),
+        call.input_splits, call.output_splits, -1, -1, call.world_size, more...);
+  };
+  std::shared_ptr<Info> info;
+  if constexpr (requires(const Info& one) { one.isAsynchronizedOp(); }) {
+    info = make(call.async);
+  } else {
+    info = make();
+  }
+  if constexpr (requires(Info& one) { one.setSequenceInfo(1, true); }) {
+    info->setSequenceInfo(call.sequence, call.message);
+  }
   return info;
 }
 
@@ -34,7 +43,8 @@ std::shared_ptr<torch::ParamCommsDebugInfo> debug_info(const TracedCall& call,
 
 CommsTrace::CommsTrace(TracedCall call, const std::vector<at::Tensor>& inputs,
                        const std::vector<at::Tensor>& outputs)
-    : info_(c10::DebugInfoKind::PARAM_COMMS_INFO, debug_info(call, inputs, outputs)),
+    : info_(c10::DebugInfoKind::PARAM_COMMS_INFO,
+            debug_info<torch::ParamCommsDebugInfo>(call, inputs, outputs)),
       event_(at::RecordScope::FUNCTION) {
   if (!event_.isActive()) return;
   // The order of the fields is that of torch's RECORD_PARAM_COMMS_DATA.

@@ -62,8 +62,9 @@ void SparseSum::check_headers() const {
 }
 
 void SparseSum::store_sum() const {
-  // Tensors made in inference mode may only be written in it.
-  const c10::InferenceMode guard;
+  // The caller's tensor takes over the new lists of entries, which must be of its own mode.
+  const c10::InferenceMode mode(tensor.is_inference());
+  const at::NoGradGuard no_grad;
   auto sum = at::sparse_coo_tensor(at::cat(all_indices, 1), at::cat(all_values, 0), tensor.sizes(),
                                    tensor.options())
                  .coalesce();
