@@ -30,14 +30,26 @@ def collectives(x: Tensor) -> tuple[Tensor, ...]:
     return summed, largest, gathered, block, swapped, sent, *together
 
 
+def two_collectives(x: Tensor) -> tuple[Tensor, ...]:
+    """Few kernels, for inductor: the compiler takes seconds for each."""
+    world = dist.group.WORLD
+    summed = functional.all_reduce(x * 2, "sum", world)
+    return (functional.all_gather_tensor(summed + x, 0, world),)
+
+
+# Of one process, scalar code, and no precompiled header, which would stay in /tmp.
+INDUCTOR = {"compile_threads": 1, "cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+
+
 def compiled_collectives(me: Rank, backend: str) -> set[str]:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(collectives, backend=counter, fullgraph=True)
-    with torch._inductor.config.patch(compile_threads=1):
+    function = two_collectives if backend == "inductor" else collectives
+    compiled = torch.compile(function, backend=counter, fullgraph=True)
+    with torch._inductor.config.patch(INDUCTOR):
         for step in range(3):
             x = torch.arange(6.0 * me.world_size).view(-1, 3) * (me.rank + 1) + step
-            for got, expected in zip(compiled(x), collectives(x), strict=True):
+            for got, expected in zip(compiled(x), function(x), strict=True):
                 assert torch.equal(got, expected), f"step {step}"
     assert counter.frame_count == 1, "compiled more than once"
     targets = {str(node.target) for graph in counter.graphs for node in graph.graph.nodes}
@@ -66,7 +78,8 @@ def test_compiled_collectives_give_what_eager_ones_give(
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     for world_size in world_sizes:
         for names in run_ranks(compiled_collectives, world_size, backend, env=env):
-            assert names >= NAMES, names
+            few = {"all_reduce", "all_gather_into_tensor", "wait_tensor"}
+            assert names >= (few if backend == "inductor" else NAMES), names
 
 
 def eager_calls(x: Tensor) -> Tensor:
