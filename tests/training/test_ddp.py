@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Rank, run_ranks
+from ranks import Rank
 from reference_run import (
     Odd,
     Run,
@@ -21,6 +21,7 @@ from reference_run import (
     odd,
     pairs_of,
     rows_of,
+    run_in_rank_order,
     scale_then_add,
     sgd,
     square_loss,
@@ -50,7 +51,7 @@ def with_options(me: Rank, options: dict[str, Any]) -> Run:
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_ddp_equals_one_process(name: str, world_size: int) -> None:
-    runs = run_ranks(with_options, world_size, OPTIONS[name])
+    runs = run_in_rank_order(with_options, world_size, OPTIONS[name])
     expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(world_size)]))
     assert "all_reduce sum" in runs[0].collectives
 
@@ -62,9 +63,7 @@ def with_adam(me: Rank) -> Run:
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_ddp_with_adam_on_4_ranks_equals_one_process(transport: str) -> None:
-    # From 4 ranks the default at some sizes adds in pairs instead of rank order.
-    env = {"PYCOMM_ALGO": "all_reduce=direct"}
-    runs = run_ranks(with_adam, 4, transport=transport, env=env)
+    runs = run_in_rank_order(with_adam, 4, transport=transport)
     expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(4)], adam))
 
 
@@ -98,7 +97,7 @@ def test_ddp_finds_parameters_that_are_unused_on_some_ranks_or_on_all() -> None:
     chosen = [{int(rows[0, 0] > 0) for rows in at_step} for at_step in zip(*shares, strict=True)]
     assert {0, 1} in chosen  # ranks differ at some step
     assert any(len(one) == 1 for one in chosen)  # all ranks leave a used branch out at some step
-    expect_equal(run_ranks(on_branches, 3), alone(branches, shares, loss_of=square_loss))
+    expect_equal(run_in_rank_order(on_branches, 3), alone(branches, shares, loss_of=square_loss))
 
 
 # ---- uneven inputs, accumulation
@@ -119,7 +118,7 @@ def joined(me: Rank, by_all: bool) -> Run:
 def test_ddp_join_with_uneven_inputs_equals_one_process(by_all: bool) -> None:
     shares = [tokens_of(rank, steps) for rank, steps in enumerate(STEPS_OF_RANK)]
     combine = functools.partial(scale_then_add, divisor=3) if by_all else scale_then_add
-    runs = run_ranks(joined, 3, by_all)
+    runs = run_in_rank_order(joined, 3, by_all)
     expect_equal(runs, alone(gpt, shares, combine=combine))
     assert [len(run.losses) for run in runs] == STEPS_OF_RANK
 
@@ -134,7 +133,7 @@ def accumulating(me: Rank, options: dict[str, Any]) -> Run:
 def test_ddp_no_sync_accumulates_as_one_process(name: str) -> None:
     shares = [pairs_of(rank) for rank in range(2)]
     expected = alone(gpt, shares, loss_of=accumulated_loss)
-    expect_equal(run_ranks(accumulating, 2, OPTIONS[name]), expected)
+    expect_equal(run_in_rank_order(accumulating, 2, OPTIONS[name]), expected)
 
 
 # ---- buffers, shared parameters
@@ -169,7 +168,7 @@ def with_buffers(me: Rank) -> Run:
 
 
 def test_ddp_broadcasts_buffers_of_rank_0_before_each_step() -> None:
-    runs = run_ranks(with_buffers, 3)
+    runs = run_in_rank_order(with_buffers, 3)
     expect_equal(runs, alone(centred, [rows_of(rank) for rank in range(3)], loss_of=square_loss))
     means = [run.state["mean"] for run in runs]
     assert not means[0].equal(means[1])  # after the last forward each rank has its own again
@@ -187,7 +186,7 @@ def with_batch_norm(me: Rank) -> Run:
 
 def test_ddp_with_batch_norm_equals_one_process() -> None:
     expected = alone(batch_norm, [rows_of(rank) for rank in range(2)], loss_of=square_loss)
-    expect_equal(run_ranks(with_batch_norm, 2), expected)
+    expect_equal(run_in_rank_order(with_batch_norm, 2), expected)
 
 
 def shared() -> nn.Module:
@@ -208,7 +207,7 @@ def sharing(me: Rank, options: dict[str, Any]) -> Run:
 @pytest.mark.parametrize("name", ["plain", "all_at_once"])
 def test_ddp_with_shared_parameters_equals_one_process(name: str) -> None:
     expected = alone(shared, [rows_of(rank) for rank in range(3)], loss_of=square_loss)
-    expect_equal(run_ranks(sharing, 3, OPTIONS[name]), expected)
+    expect_equal(run_in_rank_order(sharing, 3, OPTIONS[name]), expected)
 
 
 def differing(me: Rank) -> Run:
@@ -230,4 +229,4 @@ def frozen() -> nn.Module:
 
 def test_ddp_starts_from_the_weights_of_rank_0() -> None:
     expected = alone(frozen, [rows_of(rank) for rank in range(2)], loss_of=square_loss)
-    expect_equal(run_ranks(differing, 2), expected)
+    expect_equal(run_in_rank_order(differing, 2), expected)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Rank, run_ranks
+from ranks import Rank
 from reference_run import (
     Run,
     alone,
     expect_equal,
     gpt,
+    run_in_rank_order,
     sgd,
     tokens_of,
     train,
@@ -76,8 +77,7 @@ def hooked(me: Rank, name: str) -> Run:
 def test_comm_hook_equals_the_same_compression_in_one_process(name: str, world_size: int) -> None:
     shares = [tokens_of(rank) for rank in range(world_size)]
     combine = HOOKS[name][1]
-    # At some sizes the default adds, and rounds, twice on 3 ranks.
-    runs = run_ranks(hooked, world_size, name, env={"PYCOMM_ALGO": "all_reduce=direct"})
+    runs = run_in_rank_order(hooked, world_size, name)
     expect_equal(runs, alone(gpt, shares, combine=combine))
     if combine is not divide_then_add:  # compression is seen at all
         with pytest.raises(AssertionError, match="not equal"):
@@ -119,8 +119,8 @@ def test_power_sgd_equals_power_sgd_on_one_process(name: str, world_size: int) -
     """
     shares = [tokens_of(rank, POWER_STEPS) for rank in range(world_size)]
     whole = [torch.cat(batches) for batches in zip(*shares, strict=True)]
-    runs = run_ranks(power_sgd, world_size, shares, POWER_OPTIONS[name])
-    (at_once,) = run_ranks(power_sgd, 1, [whole], POWER_OPTIONS[name])
+    runs = run_in_rank_order(power_sgd, world_size, shares, POWER_OPTIONS[name])
+    (at_once,) = run_in_rank_order(power_sgd, 1, [whole], POWER_OPTIONS[name])
     mean = torch.tensor([run.losses for run in runs]).mean(0)
     torch.testing.assert_close(mean, torch.tensor(at_once.losses), rtol=0, atol=1e-5)
     plain = alone(gpt, shares)[0].state

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Rank, run_ranks
+from ranks import Rank
 from reference_run import (
     Run,
     accumulated_loss,
@@ -21,6 +21,7 @@ from reference_run import (
     odd,
     pairs_of,
     rows_of,
+    run_in_rank_order,
     sgd,
     square_loss,
     tokens_of,
@@ -68,7 +69,7 @@ def fsdp1(me: Rank, strategy: str, use_orig_params: bool) -> Run:
 @pytest.mark.parametrize("use_orig_params", [True, False], ids=["orig_params", "flat_params"])
 @pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"])
 def test_fsdp1_equals_one_process(strategy: str, use_orig_params: bool, world_size: int) -> None:
-    runs = run_ranks(fsdp1, world_size, strategy, use_orig_params)
+    runs = run_in_rank_order(fsdp1, world_size, strategy, use_orig_params)
     shares = [tokens_of(rank) for rank in range(world_size)]
     expect_equal(runs, alone(gpt, shares, combine=divide_around_sum))
     if strategy == "NO_SHARD":
@@ -92,7 +93,7 @@ def test_fsdp1_with_uneven_shards_and_its_optimizer_state_equal_one_process(
     use_orig_params: bool,
 ) -> None:
     expected = alone(odd, [rows_of(r) for r in range(3)], adam, divide_around_sum, square_loss)
-    runs = run_ranks(uneven_fsdp1, 3, use_orig_params)
+    runs = run_in_rank_order(uneven_fsdp1, 3, use_orig_params)
     expect_equal(runs, expected)
     for i, (name, _) in enumerate(odd().named_parameters()):
         state, given = expected[0].extra["state"][i], runs[0].extra[name]
@@ -129,7 +130,7 @@ def test_fsdp1_clips_by_the_norm_over_all_shards(world_size: int) -> None:
     """The norm is a sum of squares over shards, in another order: some roundings of float32."""
     shares = [tokens_of(rank) for rank in range(world_size)]
     expected = alone(gpt, shares, combine=divide_around_sum, before_step=clip)
-    expect_equal(run_ranks(clipped, world_size), expected, rtol=1e-5, atol=1e-7)
+    expect_equal(run_in_rank_order(clipped, world_size), expected, rtol=1e-5, atol=1e-7)
 
 
 def accumulating(me: Rank) -> Run:
@@ -142,4 +143,4 @@ def accumulating(me: Rank) -> Run:
 def test_fsdp1_no_sync_accumulates_as_one_process() -> None:
     shares = [pairs_of(rank) for rank in range(2)]
     expected = alone(gpt, shares, combine=divide_around_sum, loss_of=accumulated_loss)
-    expect_equal(run_ranks(accumulating, 2), expected)
+    expect_equal(run_in_rank_order(accumulating, 2), expected)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Rank, run_ranks
+from ranks import Rank
 from reference_run import (
     Run,
     accumulated_loss,
@@ -27,6 +27,7 @@ from reference_run import (
     odd,
     pairs_of,
     rows_of,
+    run_in_rank_order,
     scale_then_add,
     sgd,
     square_loss,
@@ -64,7 +65,7 @@ def fsdp2(me: Rank, reshard: bool | int) -> Run:
 @pytest.mark.parametrize("reshard", [True, False])
 def test_fsdp2_equals_one_process(reshard: bool, world_size: int) -> None:
     shares = [tokens_of(rank) for rank in range(world_size)]
-    runs = run_ranks(fsdp2, world_size, reshard)
+    runs = run_in_rank_order(fsdp2, world_size, reshard)
     expect_equal(runs, alone(gpt, shares, combine=add_then_divide))
     assert runs[0].collectives >= {"all_gather", "reduce_scatter avg"}
 
@@ -79,7 +80,7 @@ def uneven_fsdp2(me: Rank) -> Run:
 def test_fsdp2_with_uneven_and_empty_shards_equals_one_process() -> None:
     shares = [rows_of(rank) for rank in range(3)]
     expected = alone(odd, shares, adam, add_then_divide, square_loss)
-    expect_equal(run_ranks(uneven_fsdp2, 3), expected)
+    expect_equal(run_in_rank_order(uneven_fsdp2, 3), expected)
 
 
 # ---- what the gradients are divided by, and in which dtype
@@ -96,7 +97,7 @@ def divided(me: Rank, factor: float) -> Run:
 @pytest.mark.parametrize("factor", [2.0, 3.0, 5.0])
 def test_fsdp2_with_a_divide_factor_equals_one_process(factor: float) -> None:
     combine = functools.partial(scale_then_add, divisor=factor)
-    runs = run_ranks(divided, 2, factor)
+    runs = run_in_rank_order(divided, 2, factor)
     expect_equal(runs, alone(gpt, [tokens_of(0), tokens_of(1)], combine=combine))
     # Other factors are PREMUL_SUM, which runs as a sum of what each rank has scaled.
     used = "reduce_scatter avg" if factor == 2 else "reduce_scatter sum"
@@ -144,7 +145,7 @@ REDUCTIONS = {
 def test_fsdp2_in_bf16_equals_one_process(reduce_dtype: torch.dtype, world_size: int) -> None:
     combine, collective = REDUCTIONS[reduce_dtype]
     shares = [tokens_of(rank) for rank in range(world_size)]
-    runs = run_ranks(mixed, world_size, reduce_dtype)
+    runs = run_in_rank_order(mixed, world_size, reduce_dtype)
     expect_equal(runs, alone(CastToNarrow, shares, combine=combine))
     assert collective in runs[0].collectives
 
@@ -169,7 +170,7 @@ def hsdp(me: Rank, factor: float | None) -> Run:
 
 @pytest.mark.parametrize("world_size", [4, 6])
 def test_hsdp_equals_one_process(world_size: int) -> None:
-    runs = run_ranks(hsdp, world_size, None)
+    runs = run_in_rank_order(hsdp, world_size, None)
     shares = [tokens_of(rank) for rank in range(world_size)]
     expect_equal(runs, alone(gpt, shares, combine=in_pairs))
     assert runs[0].collectives >= {"all_gather", "reduce_scatter avg", "all_reduce avg"}
@@ -180,7 +181,7 @@ def test_hsdp_with_a_divide_factor_equals_one_process() -> None:
         pairs = [scale_then_add(gradients[i : i + 2], divisor=3) for i in (0, 2)]
         return pairs[0] + pairs[1]
 
-    runs = run_ranks(hsdp, 4, 3.0)
+    runs = run_in_rank_order(hsdp, 4, 3.0)
     expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(4)], combine=combine))
     assert runs[0].collectives >= {"reduce_scatter sum", "all_reduce sum"}
 
@@ -209,7 +210,7 @@ def test_fsdp2_clips_by_the_norm_over_all_shards(world_size: int, replicas: int)
     shares = [tokens_of(rank) for rank in range(world_size)]
     combine = in_pairs if replicas == 2 else add_then_divide
     expected = alone(gpt, shares, combine=combine, before_step=clip)
-    expect_equal(run_ranks(clipped, world_size, replicas), expected, rtol=1e-5, atol=1e-7)
+    expect_equal(run_in_rank_order(clipped, world_size, replicas), expected, rtol=1e-5, atol=1e-7)
 
 
 @contextlib.contextmanager
@@ -228,7 +229,7 @@ def accumulating(me: Rank) -> Run:
 def test_fsdp2_accumulates_without_reducing_as_one_process() -> None:
     shares = [pairs_of(rank) for rank in range(2)]
     expected = alone(gpt, shares, combine=add_then_divide, loss_of=accumulated_loss)
-    expect_equal(run_ranks(accumulating, 2), expected)
+    expect_equal(run_in_rank_order(accumulating, 2), expected)
 
 
 def keeping_state(me: Rank) -> Run:
@@ -241,7 +242,7 @@ def keeping_state(me: Rank) -> Run:
 
 
 def test_fsdp2_optimizer_state_equals_one_process() -> None:
-    runs = run_ranks(keeping_state, 3)
+    runs = run_in_rank_order(keeping_state, 3)
     expected = alone(gpt, [tokens_of(rank) for rank in range(3)], adam, add_then_divide)
     expect_equal(runs, expected)
     names = [name for name, _ in gpt().named_parameters()]

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Rank, run_ranks
+from ranks import Rank
 from reference_run import (
     Run,
     collectives_run,
     expect_equal,
     gpt,
     next_byte_loss,
+    run_in_rank_order,
     sgd,
     tokens_of,
     train,
@@ -38,8 +39,6 @@ from torch.nn.parallel import DistributedDataParallel
 STEPS, WORLD_SIZE = 7, 4
 LOCAL_FROM, PERIOD = 2, 3  # steps that are global; then models are averaged every PERIOD steps
 ALL, PAIRS, NOBODY = [[0, 1, 2, 3]], [[0, 1], [2, 3]], []
-# From 4 ranks the default at some sizes adds in pairs instead of rank order.
-IN_RANK_ORDER = {"PYCOMM_ALGO": "all_reduce=direct"}
 
 Groups = Sequence[Sequence[int]]
 
@@ -114,7 +113,7 @@ def test_post_local_sgd_equals_several_models_in_one_process(
         lambda step: ALL if step < LOCAL_FROM else local,
         lambda step: ALL if step >= LOCAL_FROM and (step - LOCAL_FROM) % PERIOD == 0 else NOBODY,
     )
-    runs = run_ranks(post_local, WORLD_SIZE, reduce_locally, resume, env=IN_RANK_ORDER)
+    runs = run_in_rank_order(post_local, WORLD_SIZE, reduce_locally, resume)
     expect_equal(runs, expected)
     # The last step was local: models differ between pairs, and within them if nothing was reduced.
     weights = [run.state["token.weight"] for run in runs]
@@ -139,7 +138,7 @@ def test_hierarchical_averaging_equals_several_models_in_one_process() -> None:
         return ALL if step % 4 == 0 else PAIRS
 
     expected = several_alone(lambda step: NOBODY, models_over)
-    runs = run_ranks(hierarchical, WORLD_SIZE, env=IN_RANK_ORDER)
+    runs = run_in_rank_order(hierarchical, WORLD_SIZE)
     expect_equal(runs, expected)
     weights = [run.state["token.weight"] for run in runs]
     assert weights[0].equal(weights[1])  # the last step ended with pairs

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Rank, run_ranks
-from reference_run import Run, alone, expect_equal, gpt, sgd, tokens_of, train
+from ranks import Rank
+from reference_run import Run, alone, expect_equal, gpt, run_in_rank_order, sgd, tokens_of, train
 
 WORLD_SIZE = 3
 SHARES = [tokens_of(rank) for rank in range(WORLD_SIZE)]
@@ -42,7 +42,7 @@ def by_hand(me: Rank, how: str) -> Run:
 
 
 def test_gradients_reduced_by_hand_are_equal_bit_for_bit() -> None:
-    runs = run_ranks(by_hand, WORLD_SIZE, "right")
+    runs = run_in_rank_order(by_hand, WORLD_SIZE, "right")
     expect_equal(runs, alone(gpt, SHARES))
     assert runs[0].collectives == {"barrier", "all_reduce sum"}
 
@@ -50,4 +50,4 @@ def test_gradients_reduced_by_hand_are_equal_bit_for_bit() -> None:
 @pytest.mark.parametrize("how", ["not reduced", "summed"])
 def test_wrong_gradients_are_seen(how: str) -> None:
     with pytest.raises(AssertionError, match="rank 0, losses"):
-        expect_equal(run_ranks(by_hand, WORLD_SIZE, how), alone(gpt, SHARES))
+        expect_equal(run_in_rank_order(by_hand, WORLD_SIZE, how), alone(gpt, SHARES))

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Rank, run_ranks
+from ranks import Rank
 from reference_run import (
     Run,
     alone,
     expect_equal,
     gpt,
+    run_in_rank_order,
     tokens_of,
     train,
 )
@@ -52,7 +53,7 @@ def sharded(me: Rank, settings: dict[str, Any], bucket_view: bool) -> Run:
 def test_zero_and_its_whole_state_equal_one_process(
     settings: dict[str, Any], bucket_view: bool, world_size: int
 ) -> None:
-    runs = run_ranks(sharded, world_size, settings, bucket_view)
+    runs = run_in_rank_order(sharded, world_size, settings, bucket_view)
     shares = [tokens_of(rank) for rank in range(world_size)]
     expected = alone(gpt, shares, lambda parameters: make(parameters, **settings))
     expect_equal(runs, expected)
@@ -117,5 +118,5 @@ def test_zero_overlapped_with_ddp_equals_one_process(name: str, world_size: int)
     late = 3 if name == "static_graph" else 2
     shares = [tokens_of(rank, STEPS) for rank in range(world_size)]
     expected = alone(gpt, shares, lambda parameters: LateSgd(parameters, late), divide_then_add)
-    runs = run_ranks(overlapped, world_size, *OVERLAPS[name])
+    runs = run_in_rank_order(overlapped, world_size, *OVERLAPS[name])
     expect_equal(runs, expected)
