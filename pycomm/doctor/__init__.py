@@ -83,11 +83,12 @@ def _examine(args: argparse.Namespace, launched: bool) -> tuple[dict[str, Any], 
         "ranks": None,
     }
     usable = build["loads"] and not any(problem.kind == BROKEN for problem in problems)
+    name = os.environ.get("PYCOMM_HOST_ID") or host["host"]
     if usable and launched:
-        facts = {"host": host["host"], "build": build, "settings": values}
+        facts = {"host": name, "build": build, "settings": values}
         report["ranks"], problems = ranks.join(facts, problems, args.timeout)
     elif usable and world_size:
-        report["ranks"], found = ranks.start(world_size, host["host"], args.timeout)
+        report["ranks"], found = ranks.start(world_size, name, args.timeout)
         problems += found
     report["used"] = decisions(report)
     return report, problems

@@ -51,8 +51,8 @@ def describe(loads: bool) -> tuple[dict[str, Any], list[Problem]]:
     try:
         name, ip = load().choose_interface(wanted, host)
     except Exception as error:  # the text is the core's, with the interfaces there are
-        what, _, remedy = str(error).partition("; ")
-        problems.append(broken(what, remedy or "correct PYCOMM_SOCKET_IFNAME, or unset it"))
+        remedy = "correct PYCOMM_SOCKET_IFNAME, or unset it"
+        problems.append(broken(str(error), remedy))
         return facts, problems
     facts["chosen"] = {"name": name, "ip": ip}
     if wanted:

@@ -18,6 +18,8 @@ _WORDS = {
     "PYCOMM_ALGO": "by size",
     "PYCOMM_CONNECT_TIMEOUT": "the group's timeout",
     "PYCOMM_SOCKET_IFNAME": "by route",
+    "PYCOMM_PORT_RANGE": "any",
+    "PYCOMM_HOST_ID": "found out",
     "PYCOMM_SEGMENT_BYTES": "by world size",
     "PYCOMM_FLIGHT_DIR": "none",
     "PYCOMM_LOG": "warning",
@@ -45,7 +47,8 @@ def describe(loads: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
         value = _default(name, field, native) if given is None else given
         if given is not None:
             try:
-                value = Options().resolved({name: given}).get(field or "", given)
+                parsed = Options().resolved({name: given}).get(field or "", given)
+                value = parsed if isinstance(parsed, (str, int, float)) else given
                 if field == "algorithm" and native is not None:
                     native.set_algorithms(value)
             except UsageError as error:
