@@ -27,6 +27,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -39,6 +40,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -120,32 +122,40 @@ class _Member:
 
 
 @dataclass
-class _Pool:
-    """Rank processes, started when first needed; member i is rank i of every run."""
+class Pool:
+    """Rank processes, started when first needed; member i is rank i of every run.
+
+    Attributes:
+        store: What all of them meet at; made with the first one unless it is given.
+        enter: Called with its rank in each new process before it does anything; picklable.
+    """
 
     members: list[_Member] = field(default_factory=list)
     store: Any = None
-    runs: int = 0
+    enter: Callable[[int], None] | None = None
     folder: Any = None
 
     def member(self, index: int) -> _Member:
         while len(self.members) <= index:
-            self.members.append(self._start())
+            self.members.append(self._start(len(self.members)))
         if self.members[index].broken or not self.members[index].process.is_alive():
             self._end(self.members[index])
-            self.members[index] = self._start()
+            self.members[index] = self._start(index)
         return self.members[index]
 
-    def _start(self) -> _Member:
+    def _start(self, rank: int) -> _Member:
         if self.store is None:
             self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="pycomm_ranks_")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch.distributed", "numpy", "pycomm.options"])
         here, there = context.Pipe()
         traces = Path(self.folder.name) / f"trace{time.monotonic_ns()}"
+        enter = None if self.enter is None else partial(self.enter, rank)
+        address = (self.store.host, self.store.port)
         process = context.Process(
-            target=_serve, args=(there, self.store.port, str(traces)), daemon=False
+            target=_serve, args=(there, address, str(traces), enter), daemon=False
         )
         process.start()
         there.close()
@@ -162,7 +172,8 @@ class _Pool:
         self.members.clear()
 
 
-_pool = _Pool()
+_pool = Pool()
+_runs = itertools.count(1)  # of all pools: several may share a store
 atexit.register(_pool.close)
 
 
@@ -175,6 +186,7 @@ def run_ranks(
     timeout_s: float = TIMEOUT_S,
     init: bool = True,
     dies: Sequence[int] = (),
+    pool: Pool | None = None,
 ) -> list[Any]:
     """Runs function(me, *args) on world_size processes; returns their results by rank.
 
@@ -187,6 +199,7 @@ def run_ranks(
         timeout_s: Seconds after which the run has failed. Also the group's timeout.
         init: Make a default group before and destroy it after; otherwise the function does.
         dies: Ranks whose death is part of the test; their result is a Died.
+        pool: The processes to use; by default those that all tests share.
 
     Raises:
         RankError: A rank raised, died unasked, or did not finish in time.
@@ -194,11 +207,12 @@ def run_ranks(
     env = dict(env or {})
     if transport is not None:
         env["PYCOMM_TRANSPORT"] = transport
-    _pool.runs += 1
-    members = [_pool.member(rank) for rank in range(world_size)]
+    pool = pool or _pool
+    number = next(_runs)
+    members = [pool.member(rank) for rank in range(world_size)]
     call = pickle.dumps((function, args))
     for rank, member in enumerate(members):
-        job = _Job(list(sys.path), call, rank, world_size, _pool.runs, env, init, timeout_s)
+        job = _Job(list(sys.path), call, rank, world_size, number, env, init, timeout_s)
         member.connection.send(job)
     results, errors = _collect(members, timeout_s, frozenset(dies))
     if errors:
@@ -252,7 +266,12 @@ def _where(member: _Member) -> str:
     return member.traces.read_text() if member.traces.exists() else "(no stack)"
 
 
-def _serve(connection: Connection, port: int, traces: str) -> None:
+def _serve(
+    connection: Connection,
+    address: tuple[str, int],
+    traces: str,
+    enter: Callable[[], None] | None,
+) -> None:
     """A rank process: does one job after the other until the pipe closes."""
     # If the parent died before this line the pipe is closed and recv() below ends.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -260,7 +279,9 @@ def _serve(connection: Connection, port: int, traces: str) -> None:
     torch.set_num_threads(1)
     with open(traces, "w") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        if enter is not None:
+            enter()
+        store = dist.TCPStore(*address, is_master=False)
         while True:
             try:
                 job = connection.recv()

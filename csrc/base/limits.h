@@ -78,6 +78,11 @@ inline constexpr auto kConnectTimeout = 60s;
 inline constexpr auto kReachTimeout = 60s;
 // A waiting rank asks the store this often whether another has failed; one request each.
 inline constexpr auto kSetupSlice = 250ms;
+// Pauses between two questions for a key: the first, and the longest; a TCPStore answers some
+// 10 000 questions a second, and all ranks may wait for the last one.
+inline constexpr auto kSetupPauseFirst = 100us;
+inline constexpr auto kSetupPause = 20ms;
+inline constexpr auto kSetupPausePerRank = 250us;
 // A rank that fails says why in the store, some milliseconds before or after its sockets close.
 inline constexpr auto kSetupEchoPatience = 500ms;
 inline constexpr int kTcpConnections = 2;

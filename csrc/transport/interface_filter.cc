@@ -78,8 +78,8 @@ int InterfaceFilter::rank_of(const Item& item, const LocalInterface& one) const 
   }
   std::array<uint8_t, 16> bytes;
   if (parse_address(one.ip, bytes) != item.family) return 0;
-  // ::/0 means any IPv6 network; a link-local address is chosen only by those who ask for one.
-  if (one.is_link_local() && item.bits < 10) return 0;
+  // ::/0 means any IPv6 network; link-local and loopback addresses are for those who ask for them.
+  if ((one.is_link_local() && item.bits < 10) || (one.loopback && item.bits < 8)) return 0;
   return same_bits(bytes, item.network, item.bits) ? family_rank : 0;
 }
 

@@ -2,6 +2,8 @@
 #include "transport/rendezvous.h"
 
 #include <algorithm>
+#include <sstream>
+#include <thread>
 
 #include "base/limits.h"
 #include "base/log.h"
@@ -60,18 +62,26 @@ Failure parse_failure(const std::string& value) {
 Rendezvous::Rendezvous(Store& store, PeerAddress mine, Deadline deadline)
     : store_(store), mine_(std::move(mine)), deadline_(deadline) {}
 
-// In slices, because a rank that never comes may have said why.
+// Asks again and again instead of blocking in the store, because a rank that never comes may have
+// said why, and because c10d's TCPStore logs every wait that times out. The pauses grow with the
+// wait, so they lengthen it by half at most; they are longer in large groups, which share a store.
 std::string Rendezvous::get(const std::string& key, const std::function<void()>& look) {
-  while (true) {
-    const auto slice = std::min<std::chrono::nanoseconds>(kSetupSlice, deadline_.remaining());
-    try {
-      return store_.get(key, Deadline::after(slice));
-    } catch (const CommError& error) {
-      if (error.failure().kind != FailureKind::timeout) throw;
+  const auto pause_max = std::max<std::chrono::nanoseconds>(
+      kSetupPause, kSetupPausePerRank * static_cast<int64_t>(mine_.world_size));
+  auto pause = std::chrono::nanoseconds(kSetupPauseFirst);
+  for (auto next_look = Deadline::after(kSetupSlice); !store_.has(key);) {
+    if (next_look.expired()) {
       look();
-      if (deadline_.expired()) throw;
+      next_look = Deadline::after(kSetupSlice);
     }
+    if (deadline_.expired()) {
+      look();
+      throw CommError(Failure{FailureKind::timeout, str("nobody set ", key, " in time"), {}});
+    }
+    std::this_thread::sleep_for(std::min(pause, deadline_.remaining()));
+    pause = std::min(pause + pause / 2, pause_max);
   }
+  return store_.get(key, deadline_);
 }
 
 std::vector<PeerAddress> Rendezvous::exchange(const PeerAddress& mine) {

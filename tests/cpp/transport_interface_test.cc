@@ -67,10 +67,10 @@ TEST("names choose interfaces: the exact one before those that begin so, IPv4 be
 
 TEST("networks choose addresses, of either family") {
   const std::map<std::string, std::string> expected = {
-      {"10.0.0.0/8", "10.1.0.7"},        {"10.1.0.7", "10.1.0.7"},   {"10.1.0.8", ""},
-      {"10.1.0.0/29", "10.1.0.7"},       {"10.1.0.8/29", ""},        {"fd00::/8", "fd00:2::7"},
-      {"fd00:1::/32", "fd00:1::7"},      {"fe80::/10", "fe80::1"},   {"fe80::2", "fe80::2"},
-      {"11.0.0.0/8,eth1", "10.1.0.7"},   {"0.0.0.0/0", "127.0.0.1"}, {"fd00:3::/32", ""},
+      {"10.0.0.0/8", "10.1.0.7"},        {"10.1.0.7", "10.1.0.7"},    {"10.1.0.8", ""},
+      {"10.1.0.0/29", "10.1.0.7"},       {"10.1.0.8/29", ""},         {"fd00::/8", "fd00:2::7"},
+      {"fd00:1::/32", "fd00:1::7"},      {"fe80::/10", "fe80::1"},    {"fe80::2", "fe80::2"},
+      {"11.0.0.0/8,eth1", "10.1.0.7"},   {"0.0.0.0/0", "172.17.0.1"}, {"fd00:3::/32", ""},
       {"192.168.1.9/23", "192.168.0.7"},
   };
   for (const auto& [text, ip] : expected) CHECK(chosen(text) == ip, text, ": ", chosen(text));
@@ -107,7 +107,8 @@ TEST("when no interface is left the error lists those there are") {
   CHECK(told.find("PYCOMM_SOCKET_IFNAME=nosuch0,203.0.113.0/24 names no interface") == 0 &&
             told.find("lo (127.0.0.1") != std::string::npos,
         told);
-  const auto none = refusal([] { choose_interface("^0.0.0.0/0,::/0,fe80::/10", ""); });
+  const auto none =
+      refusal([] { choose_interface("^0.0.0.0/0,127.0.0.0/8,::/0,::1,fe80::/10", ""); });
   CHECK(none.find("leaves no interface") != std::string::npos, none);
   auto host = kHost;
   host.push_back({"eth2", "", 6, false, false});
