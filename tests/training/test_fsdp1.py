@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import Rank
 from reference_run import (
     Run,
@@ -76,6 +77,24 @@ def test_fsdp1_equals_one_process(strategy: str, use_orig_params: bool, world_si
         assert runs[0].collectives == {"all_reduce sum"}
     else:
         assert runs[0].collectives == {"all_gather", "reduce_scatter sum"}
+
+
+def in_pairs(gradients: Sequence[Tensor]) -> Tensor:
+    """The sum of each shard group, then over the replicas; all divisors are powers of two."""
+    return (sum(gradients[:2]) + sum(gradients[2:])) / len(gradients)
+
+
+def hybrid(me: Rank, strategy: str) -> Run:
+    mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    model = wrapped(gpt(), strategy, device_mesh=mesh, use_orig_params=True)
+    return whole(model, train(model, sgd(model.parameters()), tokens_of(me.rank)).losses)
+
+
+@pytest.mark.parametrize("strategy", ["HYBRID_SHARD", "_HYBRID_SHARD_ZERO2"])
+def test_fsdp1_on_replicas_of_shards_equals_one_process(strategy: str) -> None:
+    runs = run_in_rank_order(hybrid, 4, strategy)
+    expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(4)], combine=in_pairs))
+    assert runs[0].collectives == {"all_gather", "reduce_scatter sum", "all_reduce sum"}
 
 
 def uneven_fsdp1(me: Rank, use_orig_params: bool) -> Run:
