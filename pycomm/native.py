@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 
 def load() -> ModuleType:
     """Returns pycomm._C; local, loads it on first use.
@@ -15,6 +13,8 @@ def load() -> ModuleType:
         ImportError: the module is missing or was built against another torch. Loading it anyway
             would crash: c10d's classes change with every release.
     """
+    import torch  # here, so that the command line can say that it is missing
+
     record = Path(__file__).with_name("_build.json")
     if not record.exists():
         raise ImportError(

@@ -27,6 +27,8 @@ def describe_build() -> tuple[dict[str, Any], list[Problem]]:
         "built_for_torch": None,
         "loads": False,
     }
+    if record.exists():
+        facts["built_for_torch"] = json.loads(record.read_text())["torch_version"]
     problems: list[Problem] = []
     try:
         import torch
@@ -40,8 +42,6 @@ def describe_build() -> tuple[dict[str, Any], list[Problem]]:
         remedy = "install a torch that was built with USE_DISTRIBUTED=1"
         problems.append(broken(f"torch {torch.__version__} has no torch.distributed", remedy))
         return facts, problems
-    if record.exists():
-        facts["built_for_torch"] = json.loads(record.read_text())["torch_version"]
     from pycomm.native import load
 
     try:

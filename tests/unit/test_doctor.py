@@ -92,6 +92,14 @@ def test_a_rank_that_never_comes_ends_the_doctor_with_an_error() -> None:
     assert "broken: no group: " in done.stdout
 
 
+def test_a_missing_torch_is_said(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('there is none')\n")
+    folders = [str(tmp_path), *filter(None, sys.path)]
+    done = doctor("-m", "pycomm", "doctor", PYTHONPATH=os.pathsep.join(folders))
+    assert done.returncode == 1, done.stderr
+    assert "broken: torch cannot be imported: there is none" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
