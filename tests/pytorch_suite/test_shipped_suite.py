@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""PyTorch's own tests of a backend pass on pycomm, but for those that want another name."""
+
+from __future__ import annotations
+
+import pytest
+import rank_process
+import suite
+import torch.distributed as dist
+from expected_failures import floor
+from ranks import run_ranks
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_tests_that_pytorch_ships_pass(world_size):
+    run = suite.run_suite("pycomm", world_size)
+    print(run.summary())
+    wrong = run.problems()
+    assert not wrong, "\n\n".join(wrong)
+    assert run.counts()["passed"] >= floor(world_size, run.torch_version), run.summary()
+    assert set(run.groups()) == {"pycomm"}
+
+
+@pytest.mark.timeout(300)
+def test_the_runner_reports_a_failure():
+    # Gloo's all_to_all wants blocks of one size
+    run = suite.run_suite("gloo", 2, "^test_all_to_all(_single_unequal_split)?$")
+    outcomes = {result.test: result.outcome for result in run.results}
+    assert outcomes == {
+        "test_all_to_all": "failed",
+        "test_all_to_all_single_unequal_split": "passed",
+    }
+    (problem,) = run.problems()
+    assert "invalid tensor size" in problem
+    assert run.groups() == {"gloo": 1}
+
+
+def counted(me):
+    groups = {}
+    with rank_process._counting_groups(groups):
+        dist.new_group()
+        dist.new_group(backend="gloo")
+        dist.new_group([0])
+    return groups
+
+
+def test_the_runner_sees_a_group_of_another_backend():
+    assert run_ranks(counted, 2) == [{"pycomm": 2, "gloo": 1}, {"pycomm": 1, "gloo": 1}]
