@@ -15,21 +15,21 @@ class Expected:
         error: Regular expression that the first line of the error matches.
         why: For the reader of the table.
         until: First torch release in which the test passes.
-        name_check: torch itself compares the name. The test is run once more with this comparison
-            taken away, and has to pass then.
+        pretend: The test is run once more with torch.distributed's answer to "which backend is
+            this?" changed, and has to pass then: (module whose get_backend it is, what it says).
     """
 
     error: str
     why: str
     until: tuple[int, int] = (99, 0)
-    name_check: bool = False
+    pretend: tuple[str, str] | None = None
 
 
 _MONITORED_BARRIER = Expected(
     "ValueError: monitored_barrier is only implemented for GLOO backend",
     "torch < 2.14 refuses `monitored_barrier` to every backend that is not named gloo",
     until=(2, 14),
-    name_check=True,
+    pretend=("torch.distributed.distributed_c10d", "gloo"),
 )
 
 FAILURES = {
@@ -37,6 +37,7 @@ FAILURES = {
         "'custom' != 'pycomm'",
         "wants the backend's name in DDP's log, where torch writes `custom` for every backend"
         " that is not its own",
+        pretend=("torch.distributed", "custom"),
     ),
     "test_monitored_barrier_failure_order": _MONITORED_BARRIER,
     "test_monitored_barrier_gloo": _MONITORED_BARRIER,

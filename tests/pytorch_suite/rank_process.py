@@ -9,6 +9,7 @@ import re
 import sys
 import unittest
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +39,7 @@ class Job:
         backend: Name of the backend.
         scratch: A new folder of this test alone.
         may_fail: Regular expression of an error after which the process goes on; "" for none.
-        name_check: False takes torch's own comparisons of the backend's name with "gloo" away.
+        pretend: A module, and what its get_backend is to say instead of the truth; or None.
     """
 
     test: str
@@ -46,7 +47,7 @@ class Job:
     backend: str
     scratch: str
     may_fail: str = ""
-    name_check: bool = True
+    pretend: tuple[str, str] | None = None
 
 
 @dataclass
@@ -86,7 +87,7 @@ def run_test(me: Any, job: Job) -> Account:
     case.file_name = str(Path(job.scratch) / "default_group")
     log = Path(job.scratch) / f"rank{me.rank}.log"
     try:
-        with _output_to(log), _counting_groups(account.groups), _name_check(job.name_check):
+        with _output_to(log), counting_groups(account.groups), _pretending(job):
             _make_default_group(case, module, job)
             _meet(me, "made")
             account.skipped, account.failed = _call(case, job, module.TEST_SKIPS)
@@ -169,7 +170,7 @@ def _output_to(log: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _counting_groups(groups: dict[str, int]) -> Iterator[None]:
+def counting_groups(groups: dict[str, int]) -> Iterator[None]:
     """Counts in `groups` what torch makes, whoever asks for it and by whatever name."""
     make = getattr(distributed_c10d, GROUP_MAKER)
 
@@ -185,11 +186,8 @@ def _counting_groups(groups: dict[str, int]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _name_check(on: bool) -> Iterator[None]:
-    """Inside distributed_c10d only; the tests themselves go on to see the true name."""
-    if on:
-        yield
-        return
-    with mock.patch.object(distributed_c10d, "get_backend", lambda group=None: "gloo"):
-        yield
+def _pretending(job: Job) -> AbstractContextManager[Any]:
+    if not job.pretend:
+        return contextlib.nullcontext()
+    module, name = job.pretend
+    return mock.patch(f"{module}.get_backend", lambda group=None: name)

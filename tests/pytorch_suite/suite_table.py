@@ -17,28 +17,31 @@ if TYPE_CHECKING:
 
 # What a reason for a skip amounts to; the first pattern that is found counts.
 SKIPS = (
-    (r"Need at least \d CUDA|CUDA is not available", "needs GPUs, one for each rank or two"),
+    (r"Need at least \d CUDA|CUDA is not available", "needs GPUs: two, or one for each rank"),
     (r"nccl", "is for NCCL alone"),
     (r"world ?size", "needs another number of ranks"),
     (r"github\.com|flak|failing", "switched off in PyTorch, for every backend"),
     (r"torchvision", "needs torchvision"),
 )
-# A test over ranks 1 and 2 cannot be run by two ranks; the module says it of fewer than eight.
 INTRODUCTION = """# PyTorch's own backend tests
 
-PyTorch ships the tests of its backends as `torch.testing._internal.distributed.distributed_test`. They
-run unchanged on pycomm, with the profiler's events looked at, in `make test` and with
+PyTorch ships the tests of its backends as `torch.testing._internal.distributed.distributed_test`.
+They run unchanged on pycomm, profiler events included, in `make test` and with
 
     python tests/pytorch_suite/suite.py
 
-This page is what `python tests/pytorch_suite/suite.py --backend pycomm,gloo --table docs/pytorch_suite.md`
-writes. Gloo runs in the same runner, with the same tests open to it.
+This page is written by
 
-The module decides by name what a backend may try: tests for Gloo and tests for MPI (all_to_all of CPU
-tensors, groups of fewer ranks than all) are both open here, which no backend of PyTorch's gets. Before
-each test its default group, and after each test all groups that it made, are asked for their backend.
-`tests/pytorch_suite/expected_failures.py` lists what may fail; any other failure fails `make test`, and so
-does a listed one that passes, or fewer passed tests than are written there.
+    python tests/pytorch_suite/suite.py --backend pycomm,gloo --table docs/pytorch_suite.md
+
+The module decides by the backend's name which tests there are. The runner opens those for Gloo and
+those for MPI (all_to_all of CPU tensors; groups of ranks 1 and 2 in a world of fewer than eight),
+also in the columns for Gloo. The name is a gate only: groups are made by the real name, and each
+group that a test makes is asked for its backend.
+
+`tests/pytorch_suite/expected_failures.py` lists what may fail, with the error. Any other
+failure fails `make test`; so does a listed test that passes, or fewer passed tests than are asked
+for there.
 """
 
 
@@ -72,7 +75,7 @@ def _counts(runs: list[Run]) -> str:
         + [", ".join(f"{count} on {name}" for name, count in run.groups().items())]
         for run in runs
     ]
-    head = ["backend", "ranks", "passed", "failed", "skipped", "groups made by passed tests"]
+    head = ["backend", "ranks", "passed", "failed", "skipped", "groups made on rank 0"]
     return f"## Counts, torch {runs[0].torch_version}\n\n{_table(head, rows)}"
 
 
@@ -84,8 +87,8 @@ def _failures(rows: Rows, backend: str, sizes: list[int]) -> str:
             continue
         result = by_run[backend, failed[0]]
         why = FAILURES[test].why if test in FAILURES else _code(result.reason)
-        if all(by_run[backend, size].without_name_check == "passed" for size in failed):
-            why += "; passes when that comparison is taken away"
+        if all(by_run[backend, size].under_another_name == "passed" for size in failed):
+            why += "; passes when torch is made to say that name"
         lines.append([_code(test), ", ".join(map(str, failed)), why])
     return f"## Failed\n\n{_table(['test', 'ranks', 'why'], lines)}"
 
@@ -120,10 +123,11 @@ def _skips(rows: Rows, backend: str, sizes: list[int]) -> str:
     ]
     text = "## Skipped\n\nThe tests skip themselves; the runner adds no skips.\n\n"
     text += _table(["the test", *(f"{size} ranks" for size in sizes)], lines)
+    text += "\nNames without their `test_`, over all numbers of ranks:\n"
     for kind, tests in groups.items():
         names = sorted({test for size in sizes for test in tests[size]})
         listed = ", ".join(_code(name.removeprefix("test_")) for name in names)
-        text += f"\n<details><summary>{kind}: {len(names)} tests</summary>\n\n{listed}\n\n</details>\n"
+        text += f"\n<details><summary>{kind}: {len(names)}</summary>\n\n{listed}\n\n</details>\n"
     return text
 
 
