@@ -108,7 +108,10 @@ std::vector<Greeting> accept_greetings(int listener, const Token& token, size_t 
   std::vector<Arriving> arriving;
   while (greetings.size() < count) {
     patience.glance();
-    if (patience.expired()) throw_incomplete(greetings, count, expected_ranks);
+    if (patience.expired()) {
+      patience.ask_why();  // who did not come may know better, at the end of the same time
+      throw_incomplete(greetings, count, expected_ranks);
+    }
     std::vector<pollfd> fds{{listener, POLLIN, 0}};
     for (const auto& one : arriving) fds.push_back({one.socket.get(), POLLIN, 0});
     ::poll(fds.data(), fds.size(), patience.slice_ms());
@@ -155,7 +158,9 @@ Greeting receive_answer(Fd socket, const PeerAddress& peer, const Token& token, 
     }
     if (reading == Reading::whole) break;
     patience.glance();
-    if (patience.expired()) fail(FailureKind::timeout, " did not answer during set-up");
+    if (!patience.expired()) continue;
+    patience.ask_why();
+    fail(FailureKind::timeout, " did not answer during set-up");
   }
   Greeting greeting;
   std::memcpy(&greeting.hello, answer.bytes.data(), sizeof(Hello));

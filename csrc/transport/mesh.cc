@@ -178,18 +178,19 @@ std::unique_ptr<Mesh> Mesh::connect(Store& store, int rank, int world_size,
     building.listen(options);
     mesh->addresses_ = rendezvous.exchange(building.mine());
     building.connect(*mesh, patience);
-    rendezvous.finish([&] {
+    const auto look = [&] {
       rendezvous.look();
       mesh->check_alive(rendezvous, patience);
-    });
-  } catch (const UsageError& error) {
-    rendezvous.tell({FailureKind::system, error.what(), {rank}});
-    throw;
+    };
+    rendezvous.finish(look, patience);
   } catch (const CommError& error) {
     auto failure = error.failure();
     rendezvous.tell(failure);
     failure.text = str("set-up on rank ", rank, " of ", world_size, ": ", failure.text);
     throw CommError(failure);
+  } catch (const std::exception& error) {
+    rendezvous.tell({FailureKind::system, error.what(), {rank}});
+    throw;
   }
   building.hand_over(*mesh);
   return mesh;

@@ -31,7 +31,7 @@ class Patience {
     next_ = Deadline::after(kSetupSlice);
     look_();
   }
-  // A connection broke: whoever broke it may be about to say why.
+  // A connection broke or did not come: whoever is at fault may be about to say why.
   void ask_why() const {
     if (!look_) return;
     for (const auto until = Deadline::after(kSetupEchoPatience); !until.expired();) {

@@ -103,7 +103,7 @@ std::vector<PeerAddress> Rendezvous::exchange(const PeerAddress& mine) {
   return all;
 }
 
-void Rendezvous::finish(const std::function<void()>& look) {
+void Rendezvous::finish(const std::function<void()>& look, const Patience& patience) {
   if (store_.add(kConnected, 1) == mine_.world_size) {
     store_.set(kFinished, "1");
     return;
@@ -112,6 +112,7 @@ void Rendezvous::finish(const std::function<void()>& look) {
     get(kFinished, look);
   } catch (const CommError& error) {
     if (told_ || error.failure().kind != FailureKind::timeout) throw;
+    patience.ask_why();
     throw CommError(Failure{FailureKind::timeout,
                             "this rank is connected, but others are not in time, and none of them "
                             "has said why",
@@ -121,13 +122,14 @@ void Rendezvous::finish(const std::function<void()>& look) {
 
 void Rendezvous::look() {
   if (!store_.has(kFailed)) return;
-  const auto value = store_.get(kFailed, deadline_);
+  const auto value = store_.get(kFailed, Deadline::after(kReachTimeout));
   told_ = true;
   throw CommError(parse_failure(value));
 }
 
 void Rendezvous::tell(const Failure& failure) noexcept {
-  if (told_) return;
+  // A rank that only waited has nothing to tell.
+  if (told_ || (failure.kind == FailureKind::timeout && failure.ranks.empty())) return;
   try {
     auto told = failure;
     if (told.ranks.empty()) told.ranks.push_back(mine_.rank);

@@ -10,6 +10,7 @@
 #include "base/deadline.h"
 #include "base/error.h"
 #include "transport/address.h"
+#include "transport/patience.h"
 #include "transport/store.h"
 
 namespace pycomm {
@@ -21,8 +22,9 @@ class Rendezvous {
   // Publishes `mine` and returns the addresses of all ranks. Throws CommError: timeout with the
   // ranks that did not come, or mismatch.
   std::vector<PeerAddress> exchange(const PeerAddress& mine);
-  // Returns when every rank has called it; `look` is called while waiting.
-  void finish(const std::function<void()>& look);
+  // Returns when every rank has called it; `look` is called while waiting. Throws
+  // CommError(timeout), which is no cause to tell others of.
+  void finish(const std::function<void()>& look, const Patience& patience);
   // Throws what another rank has told.
   void look();
   // All ranks are connected: whatever ends now is no failure of set-up.

@@ -127,7 +127,8 @@ Fd connect_to(const PeerAddress& peer, const LocalInterface& from, Patience& pat
           " (its interface ", peer.interface, ") from ", describe_source(socket.get(), from), ": ",
           std::strerror(error), ", after ", std::fixed, std::setprecision(1), tried.count(), " s; ",
           hint_for(error, target));
-  patience.ask_why();
+  // A listener that is gone was closed by a rank that failed; other reasons are causes themselves.
+  if (error == ECONNREFUSED || error == ECONNRESET) patience.ask_why();
   throw CommError(Failure{FailureKind::peer_failure, text, {peer.rank}});
 }
 

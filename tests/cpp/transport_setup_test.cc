@@ -126,6 +126,46 @@ TEST("a rank that two others cannot reach is named by those who did reach it too
   });
 }
 
+TEST("a rank that goes silently before all are connected is named by those who were") {
+  // Its own word does not reach the others: as if its process had been killed.
+  class Dying final : public Store {
+   public:
+    explicit Dying(Store& inner) : inner_(inner) {}
+    void set(const std::string& key, const std::string& value) override {
+      if (key != "pycomm/failed") inner_.set(key, value);
+    }
+    std::string get(const std::string& key, Deadline deadline) override {
+      return inner_.get(key, deadline);
+    }
+    bool has(const std::string& key) override { return inner_.has(key); }
+    int64_t add(const std::string&, int64_t) override { throw std::runtime_error("killed"); }
+
+   private:
+    Store& inner_;
+  };
+  for (const std::string transports : {"tcp", "shm"}) {
+    MemoryStore shared;
+    connections::on_threads(3, [&](int rank) {
+      Dying dying(shared);
+      std::string told;
+      try {
+        Mesh::connect(rank == 1 ? static_cast<Store&>(dying) : shared, rank, 3,
+                      options_for(transports));
+      } catch (const std::exception& error) {
+        told = error.what();
+      }
+      if (rank == 1) {
+        CHECK(told == "killed", told);
+        return;
+      }
+      CHECK(told.find("rank 1 (pid ") != std::string::npos, told);
+      CHECK(
+          told.find("closed its connections before all ranks were connected") != std::string::npos,
+          told);
+    });
+  }
+}
+
 TEST("hosts that are given the same text share memory, others do not") {
   MemoryStore store;
   connections::on_threads(3, [&](int rank) {

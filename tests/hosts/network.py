@@ -119,6 +119,9 @@ class Host:
         self.name = f"host-{'abcdef'[index]}"
         self.namespace = Namespace()
         self.ipv4 = ipv4
+        # As IPv4 addresses do, so that a card can be taken down and up again.
+        keep = Path("/proc/sys/net/ipv6/conf/all/keep_addr_on_down")
+        self.namespace.call(lambda: keep.write_text("1"))
 
     def address(self, network: int = 0) -> str:
         return f"10.{77 + network}.0.{self.index + 1}"
