@@ -45,6 +45,13 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
       executor_(*mesh_),
       messages_(*mesh_),
       hosts_(group_by_host(*mesh_)),
+      callback_order_(std::make_shared<CallbackOrder>([this] {
+        {
+          const std::lock_guard lock(queue_mutex_);
+        }  // whoever looked before is asleep now
+        queue_changed_.notify_all();
+        if (messages_.pending()) mesh_->waiter().wake();
+      })),
       liveness_(*mesh_, options_.detect_timeout,
                 [this](const Failure& failure, bool heard) { fail(failure, heard); }) {
   if (mesh_->world_size() > 1) {
@@ -141,23 +148,52 @@ void Engine::need_progress_thread() {
   progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
 }
 
+// All under queue_mutex_.
+bool Engine::may_start(int depth) const {
+  return callback_order_->passes(depth) || failed_.load(std::memory_order_acquire);
+}
+
+void Engine::enqueue(const OperationPtr& operation) {
+  number(operation);
+  const auto at = std::find_if(queue_.begin(), queue_.end(), [&](const OperationPtr& other) {
+    return other->depth < operation->depth;
+  });
+  queue_.insert(at, operation);
+  queued_ = true;
+}
+
+// A collective that overtakes others takes the number of the first, and each of these its
+// successor's: numbers follow the order in which collectives run, which is the same on all ranks.
+void Engine::number(const OperationPtr& operation) {
+  uint64_t sequence = next_sequence_.fetch_add(1);
+  for (auto other = queue_.rbegin(); other != queue_.rend(); ++other) {
+    if ((*other)->depth >= operation->depth) break;
+    const uint64_t freed = (*other)->sequence;
+    (*other)->sequence = sequence;
+    recorder_.renumbered((*other)->record, sequence);
+    sequence = freed;
+  }
+  operation->sequence = sequence;
+  operation->record = recorder_.submitted(*operation);
+}
+
 void Engine::run(const OperationPtr& operation) {
   admit(*operation);
   if (is_message(*operation)) return run_message(operation);
   {
     std::unique_lock lock(queue_mutex_);
     if (stopping_) raise(*operation, failure());
-    operation->sequence = next_sequence_.fetch_add(1);
-    operation->record = recorder_.submitted(*operation);
-    if (busy_ || !queue_.empty()) {
+    operation->depth = callback_order_->depth_here();
+    const bool first = queue_.empty() || queue_.front()->depth < operation->depth;
+    if (busy_ || !first || !may_start(operation->depth)) {
       need_progress_thread();
-      queue_.push_back(operation);
-      queued_ = true;
+      enqueue(operation);
       lock.unlock();
       queue_changed_.notify_all();
       if (messages_.pending()) mesh_->waiter().wake();
       return wait(*operation, {});
     }
+    number(operation);
     busy_ = true;
   }
   auto why = execute(*operation, false);
@@ -183,10 +219,8 @@ void Engine::submit(const OperationPtr& operation) {
       operation->record = recorder_.submitted(*operation);
       messages_.post(operation);
     } else {
-      operation->sequence = next_sequence_.fetch_add(1);
-      operation->record = recorder_.submitted(*operation);
-      queue_.push_back(operation);
-      queued_ = true;
+      operation->depth = callback_order_->depth_here();
+      enqueue(operation);
     }
   }
   queue_changed_.notify_all();
@@ -210,6 +244,7 @@ void Engine::complete(Operation& operation, Failure why) {
   // Their captures are tensors, which must not live as long as the user keeps the handle.
   operation.before = nullptr;
   operation.after = nullptr;
+  operation.on_executed = nullptr;
   operation.finish(std::move(why));
 }
 
@@ -261,6 +296,7 @@ Failure Engine::execute(Operation& operation, bool with_messages) {
       mesh_->waiter().disarm();
     }
     if (!why && operation.after) operation.after();
+    if (!why && operation.on_executed) operation.on_executed();
   } catch (const CommError& error) {
     why = explain(error.failure());
   } catch (const std::exception& error) {

@@ -21,6 +21,7 @@
 #include <thread>
 #include <tuple>
 
+#include "engine/callback_order.h"
 #include "engine/executor.h"
 #include "engine/fork_guard.h"
 #include "engine/liveness.h"
@@ -70,6 +71,7 @@ class Engine {
   void shutdown(const std::string& reason, bool drain);
 
   Mesh& mesh() { return *mesh_; }
+  const std::shared_ptr<CallbackOrder>& callback_order() const { return callback_order_; }
   uint64_t sequence() const { return next_sequence_.load() - 1; }
   Failure failure() const;
   std::string flight_json() const;
@@ -80,6 +82,9 @@ class Engine {
   using OperationPtr = std::shared_ptr<Operation>;
 
   void admit(Operation& operation);
+  void enqueue(const OperationPtr& operation);
+  void number(const OperationPtr& operation);
+  bool may_start(int depth) const;
   const Program& program_for(const Operation& operation);
   Failure execute(Operation& operation, bool with_messages);
   void need_progress_thread();
@@ -112,10 +117,11 @@ class Engine {
   std::vector<std::vector<int>> hosts_;
   std::map<std::tuple<Collective, std::string, int>, std::unique_ptr<Program>> programs_;
 
+  const std::shared_ptr<CallbackOrder> callback_order_;
   std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
-  std::deque<OperationPtr> queue_;
-  bool busy_ = false;  // somebody runs a collective
+  std::deque<OperationPtr> queue_;  // not yet begun; the deepest first, else in order of the calls
+  bool busy_ = false;               // somebody runs a collective
   bool stopping_ = false;
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look

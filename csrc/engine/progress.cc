@@ -108,15 +108,15 @@ void Engine::run_message(const OperationPtr& operation) {
 void Engine::progress_loop() {
   std::unique_lock lock(queue_mutex_);
   while (true) {
-    if (!busy_ && !queue_.empty()) {
+    if (!busy_ && !queue_.empty() && may_start(queue_.front()->depth)) {
       const OperationPtr operation = queue_.front();
+      queue_.pop_front();
+      queued_ = !queue_.empty();
       busy_ = true;
       lock.unlock();
       auto why = execute(*operation, true);
       lock.lock();
       busy_ = false;
-      queue_.pop_front();
-      queued_ = !queue_.empty();
       lock.unlock();
       queue_changed_.notify_all();
       complete(*operation, std::move(why));
@@ -125,10 +125,12 @@ void Engine::progress_loop() {
       lock.unlock();
       drive_messages();
       lock.lock();
-    } else if (stopping_) {
+    } else if (stopping_ && queue_.empty()) {
       return;
-    } else {
+    } else if (queue_.empty()) {
       queue_changed_.wait(lock);
+    } else {
+      queue_changed_.wait_for(lock, kSleepSlice);  // a gate's patience may end
     }
   }
 }
@@ -161,7 +163,7 @@ void Engine::drive_messages() {
 bool Engine::collective_waits() {
   if (!queued_) return false;
   const std::lock_guard lock(queue_mutex_);
-  return !busy_ && !queue_.empty();
+  return !busy_ && !queue_.empty() && may_start(queue_.front()->depth);
 }
 
 void Engine::drain(std::chrono::nanoseconds patience) {
@@ -184,6 +186,7 @@ void Engine::shutdown(const std::string& reason, bool drain_first) {
     return;
   }
   if (drain_first) drain(options_.detect_timeout);
+  callback_order_->detach();
   fail({FailureKind::aborted, "the group is closed (" + reason + "); make a new one", {}}, true);
   {
     const std::lock_guard lock(queue_mutex_);

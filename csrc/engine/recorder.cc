@@ -7,6 +7,32 @@
 #include "engine/signature.h"
 
 namespace pycomm {
+namespace {
+
+// Elements of this rank's input, or of the tensor that is changed in place. plan.h lists the
+// regions: a collective that moves blocks has as many of one side as ranks, and one of the other at
+// the end.
+uint64_t input_count(const Operation& operation) {
+  const auto& work = operation.work;
+  if (work.empty()) return 0;
+  uint64_t count = 0;
+  switch (operation.collective) {
+    case Collective::all_gather:
+    case Collective::gather:
+      return work.back().count;
+    case Collective::reduce_scatter:
+    case Collective::scatter:
+      for (size_t i = 0; i + 1 < work.size(); ++i) count += work[i].count;
+      return count;
+    case Collective::all_to_all:
+      for (size_t i = 0; i < work.size() / 2; ++i) count += work[i].count;
+      return count;
+    default:
+      return work.front().count;
+  }
+}
+
+}  // namespace
 
 Recorder::Recorder(int entries) : entries_(static_cast<size_t>(entries)) {}
 
@@ -22,7 +48,7 @@ size_t Recorder::submitted(const Operation& operation) {
   Entry& entry = entries_[record % entries_.size()];
   entry = Entry{};
   entry.sequence = operation.sequence;
-  for (const Region& region : operation.work) entry.count += region.count;
+  entry.count = input_count(operation);
   entry.collective = operation.collective;
   entry.op = operation.op;
   entry.dtype = operation.dtype;
@@ -30,6 +56,12 @@ size_t Recorder::submitted(const Operation& operation) {
   entry.peer = operation.peer;
   entry.submitted_us = now;
   return record;
+}
+
+void Recorder::renumbered(size_t record, uint64_t sequence) {
+  const std::lock_guard lock(mutex_);
+  if (next_ - record > entries_.size()) return;
+  entries_[record % entries_.size()].sequence = sequence;
 }
 
 // An entry that has been overwritten since is left alone.

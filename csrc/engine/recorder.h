@@ -20,6 +20,8 @@ class Recorder {
 
   // Returns the entry's index, to be given back to started() and finished().
   size_t submitted(const Operation& operation);
+  // Its operation was overtaken by another before it began.
+  void renumbered(size_t record, uint64_t sequence);
   void started(size_t record, const char* algorithm);
   void finished(size_t record, const Failure& failure);
 

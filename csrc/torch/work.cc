@@ -2,6 +2,7 @@
 #include "torch/work.h"
 
 #include <ATen/core/ivalue_inl.h>
+#include <pybind11/pybind11.h>
 
 namespace pycomm {
 namespace {
@@ -26,7 +27,9 @@ Work::Work(std::shared_ptr<Completions> completions, int rank, int world_size, c
 void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
                   std::vector<std::shared_ptr<Operation>> operations) {
   work->operations_ = std::move(operations);
-  work->remaining_ = work->operations_.size();
+  work->remaining_ = work->unexecuted_ = work->operations_.size();
+  work->order_ = engine.callback_order();
+  work->depth_ = work->order_->depth_here();
   work->completions_->begin();
   // A copy: the work may be finished, and its list read by others, while we still submit.
   const auto all = work->operations_;
@@ -34,6 +37,7 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
   try {
     for (const auto& operation : all) {
       operation->on_finished = [work](Operation& done) { work->on_operation_finished(done); };
+      operation->on_executed = [work] { work->on_operation_executed(); };
       engine.submit(operation);
       ++submitted;
     }
@@ -43,6 +47,15 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
     work->completions_->abandon();
     throw;
   }
+}
+
+// Collectives that Python callbacks of this work call come before all that were called after it, so
+// these must not start yet. Callbacks in C++ (DDP without a hook) call none and hold up nobody.
+void Work::on_operation_executed() {
+  if (unexecuted_.fetch_sub(1) != 1) return;
+  const std::lock_guard lock(mutex_);
+  sealed_ = true;
+  if (future_ && from_python_) gate_ = order_->close(depth_);
 }
 
 void Work::on_operation_finished(const Operation& operation) {
@@ -79,7 +92,12 @@ void Work::on_operation_finished(const Operation& operation) {
   if (!future && !result) return;
   const auto self = c10::intrusive_ptr<Work>::reclaim_copy(this);
   completions_->pool().run([self, future, result] {
-    if (future) self->complete(future);
+    if (future && self->gate_) {
+      const CallbackOrder::Scope scope(self->order_, self->gate_);
+      self->complete(future);
+    } else if (future) {
+      self->complete(future);
+    }
     if (result) self->complete_result(result);
   });
 }
@@ -123,9 +141,27 @@ bool Work::wait(std::chrono::milliseconds timeout) {
 
 int Work::sourceRank() const { return operations_.front()->source; }
 
-c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
+// A moment at most: the last operation has been executed. Finishing it may free tensors, and for
+// that need the GIL.
+void Work::await_completion(bool holds_gil) {
+  std::optional<pybind11::gil_scoped_release> release;
+  if (holds_gil) release.emplace();
   std::unique_lock lock(mutex_);
+  cv_.wait(lock, [this] { return completed_; });
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
+  const bool from_python = Py_IsInitialized() && PyGILState_Check();
+  std::unique_lock lock(mutex_);
+  from_python_ |= from_python;
   if (future_) return future_;
+  // Callbacks that are attached to a completed Future run at once, in the order of the program.
+  if (sealed_ && !completed_) {
+    lock.unlock();
+    await_completion(from_python);
+    lock.lock();
+    if (future_) return future_;
+  }
   future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
   const auto future = future_;
   const bool completed = completed_;

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+// Collectives called from callbacks: they take the same place on every rank, whenever the callback
+// runs there. Ranks are threads with whole engines; callbacks run on threads of their own, late by
+// a random while.
+#include <random>
+
+#include "groups.h"
+
+using namespace groups;
+
+namespace {
+
+constexpr uint64_t kSeed = 4711;
+
+// An operation with a callback, as torch/work.cc makes one: `callback` runs behind a gate.
+struct WithCallback {
+  std::vector<float> memory;
+  OperationPtr operation;
+  std::thread thread;
+
+  template <class Callback>
+  WithCallback(Engine& engine, size_t count, float value, Callback callback)
+      : memory(tensor(count, value)), operation(make(Collective::all_reduce, memory)) {
+    const auto order = engine.callback_order();
+    const auto gate = std::make_shared<CallbackOrder::GatePtr>();
+    operation->on_executed = [order, gate, depth = order->depth_here()] {
+      *gate = order->close(depth);
+    };
+    engine.submit(operation);
+    thread = std::thread([this, order, gate, callback] {
+      operation->wait_finished(Deadline::never());
+      if (!*gate) return;  // the group failed before it was executed
+      const CallbackOrder::Scope scope(order, *gate);
+      callback();
+    });
+  }
+  ~WithCallback() { thread.join(); }
+};
+
+// Each count is called on every rank, so a pair out of order is a mismatch that fails the group.
+void sum(Engine& engine, size_t count, int world_size) {
+  auto memory = tensor(count, 1);
+  engine.run(make(Collective::all_reduce, memory));
+  check_all(memory, static_cast<float>(world_size), "in order");
+}
+
+void pause(std::mt19937_64& random) {
+  std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+}
+
+}  // namespace
+
+TEST("a collective of a callback precedes those called after its operation, on every rank") {
+  for (const auto& transport : kTransports) {
+    with_group({transport}, 3, [&](auto& engine, int rank) {
+      std::mt19937_64 random(kSeed + static_cast<uint64_t>(rank));  // other delays on each rank
+      for (int round = 0; round < 15; ++round) {
+        WithCallback first(*engine, 100, 1, [&] {
+          std::mt19937_64 mine(random());
+          pause(mine);
+          sum(*engine, 7, 3);
+          pause(mine);
+          sum(*engine, 8, 3);
+        });
+        sum(*engine, 200, 3);  // waits for the callback
+        sum(*engine, 201, 3);
+      }
+    });
+  }
+}
+
+TEST("callbacks of what callbacks called come before their later siblings") {
+  with_group({"shm"}, 2, [&](auto& engine, int rank) {
+    std::mt19937_64 random(kSeed + static_cast<uint64_t>(rank));
+    for (int round = 0; round < 20; ++round) {
+      WithCallback outer(*engine, 10, 1, [&] {
+        std::mt19937_64 mine(random());
+        WithCallback inner(*engine, 20, 1, [&] {
+          std::mt19937_64 deepest(mine());
+          pause(deepest);
+          sum(*engine, 30, 2);
+        });
+        pause(mine);
+        sum(*engine, 21, 2);
+      });
+      sum(*engine, 11, 2);
+    }
+  });
+}
+
+TEST("queued collectives give way, and numbers follow the order in which they run") {
+  with_group({"shm"}, 2, [&](auto& engine, int) {
+    std::vector<std::vector<float>> memory(5, tensor(50, 1));
+    std::vector<OperationPtr> queued;
+    std::atomic<uint64_t> child{0};
+    {
+      std::atomic<bool> may_call{false};
+      WithCallback first(*engine, 10, 1, [&] {
+        while (!may_call) std::this_thread::yield();
+        auto mine = tensor(3, 1);
+        const auto operation = make(Collective::all_reduce, mine);
+        engine->run(operation);
+        child = operation->sequence.load();
+      });
+      for (auto& one : memory) {
+        queued.push_back(make(Collective::all_reduce, one));
+        engine->submit(queued.back());
+      }
+      may_call = true;
+    }
+    for (size_t k = 0; k < queued.size(); ++k) {
+      engine->wait(*queued[k], {});
+      check_all(memory[k], 2, "queued");
+      CHECK(queued[k]->sequence == 3 + k, queued[k]->sequence.load());
+    }
+    CHECK(child == 2, child.load());
+    CHECK(engine->sequence() == 7);
+  });
+}
+
+TEST("a failure frees what a callback holds back") {
+  with_group({"shm"}, 2, [&](auto& engine, int) {
+    std::atomic<bool> over{false};
+    WithCallback first(*engine, 10, 1, [&] {
+      while (!over) std::this_thread::yield();
+    });
+    engine->wait(*first.operation, {});
+    auto memory = tensor(5, 1);
+    const auto held = make(Collective::all_reduce, memory);
+    engine->submit(held);
+    engine->abort("the test says so");
+    const auto failure = failure_of([&] { engine->wait(*held, std::chrono::seconds(30)); });
+    over = true;
+    CHECK(failure.kind == FailureKind::aborted, failure.text);
+  });
+}
+
+TEST("another group's callback holds back nobody") {
+  with_group({"shm"}, 2, [&](auto& engine, int) {
+    const auto other = std::make_shared<CallbackOrder>([] {});
+    const CallbackOrder::Scope scope(other, other->close(0));
+    CHECK(engine->callback_order()->depth_here() == 0 && other->depth_here() == 1);
+    CHECK(!other->passes(0) && other->passes(1));
+    sum(*engine, 5, 2);
+  });
+}
