@@ -92,19 +92,22 @@ POWER_OPTIONS = {
     "plain": {},
     "without_error_feedback": {"use_error_feedback": False},
     "without_warm_start": {"warm_start": False},
+    "many_buckets": {"buckets": {"bucket_cap_mb": 0.004}},
 }
 
 
 def power_sgd(me: Rank, shares: Sequence[Sequence[Tensor]], options: dict[str, Any]) -> Run:
     """Two steps as they are, the others with matrices of rank 2.
 
-    All gradients are in one bucket: the hook's later calls come from callbacks, and those of one
-    bucket could overtake those of another on one rank and not on the next.
+    All but the first collective of a bucket are called from callbacks, which run at other moments
+    on each rank.
     """
+    options = dict(options)
+    buckets = options.pop("buckets", {})
     state = powerSGD_hook.PowerSGDState(
         None, matrix_approximation_rank=2, start_powerSGD_iter=2, **options
     )
-    model = DistributedDataParallel(gpt())
+    model = DistributedDataParallel(gpt(), **buckets)
     model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     return train(model, sgd(model.parameters()), shares[me.rank])
 

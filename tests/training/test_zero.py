@@ -107,8 +107,9 @@ OVERLAPS = {
     "many_buckets": (SMALL_BUCKETS, False, hook_with_zero_step),
     "shard_buckets": (SMALL_BUCKETS, True, hook_with_zero_step),
     "static_graph": ({"static_graph": True, **SMALL_BUCKETS}, False, hook_with_zero_step),
-    # Its broadcasts come from callbacks: with several buckets their order would differ by rank.
+    # Its broadcasts come from callbacks.
     "interleaved": ({}, False, hook_with_zero_step_interleaved),
+    "interleaved_many_buckets": (SMALL_BUCKETS, False, hook_with_zero_step_interleaved),
 }
 
 
