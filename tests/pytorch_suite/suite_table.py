@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from expected_failures import FAILURES
+from expected_failures import FAILURES, PASSED
 
 if TYPE_CHECKING:
     from suite import Result, Run
@@ -76,7 +76,14 @@ def _counts(runs: list[Run]) -> str:
         for run in runs
     ]
     head = ["backend", "ranks", "passed", "failed", "skipped", "groups made on rank 0"]
-    return f"## Counts, torch {runs[0].torch_version}\n\n{_table(head, rows)}"
+    text = f"## Counts, torch {runs[0].torch_version}\n\n{_table(head, rows)}"
+    sizes = sorted({size for passed in PASSED.values() for size in passed})
+    releases = [
+        [f"{major}.{minor}", *(str(passed[size]) for size in sizes)]
+        for (major, minor), passed in PASSED.items()
+    ]
+    head = ["pycomm passes, with torch", *(f"{size} ranks" for size in sizes)]
+    return f"{text}\n{_table(head, releases)}"
 
 
 def _failures(rows: Rows, backend: str, sizes: list[int]) -> str:
