@@ -41,6 +41,10 @@ def two_collectives(x: Tensor) -> tuple[Tensor, ...]:
 INDUCTOR = {"compile_threads": 1, "cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
 
 
+def cache_in(folder: Path) -> dict[str, str]:
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
+
+
 def compiled_collectives(me: Rank, backend: str) -> set[str]:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
@@ -75,9 +79,8 @@ def test_compiled_collectives_give_what_eager_ones_give(
 ) -> None:
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("inductor needs g++")
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     for world_size in world_sizes:
-        for names in run_ranks(compiled_collectives, world_size, backend, env=env):
+        for names in run_ranks(compiled_collectives, world_size, backend, env=cache_in(tmp_path)):
             few = {"all_reduce", "all_gather_into_tensor", "wait_tensor"}
             assert names >= (few if backend == "inductor" else NAMES), names
 
@@ -103,8 +106,8 @@ def compiled_eager_calls(me: Rank) -> None:
         assert torch.equal(x, y), "the compiled all_reduce left its input"
 
 
-def test_dynamo_rewrites_calls_of_c10d() -> None:
-    run_ranks(compiled_eager_calls, 2)
+def test_dynamo_rewrites_calls_of_c10d(tmp_path: Path) -> None:
+    run_ranks(compiled_eager_calls, 2, env=cache_in(tmp_path))
 
 
 def compiled_ddp(me: Rank, inside: bool) -> Run:
@@ -119,8 +122,8 @@ def compiled_ddp(me: Rank, inside: bool) -> Run:
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["model compiled", "ddp compiled"])
-def test_a_compiled_model_trains_in_ddp_as_one_process_does(inside: bool) -> None:
-    runs = run_ranks(compiled_ddp, 2, inside)
+def test_a_compiled_model_trains_in_ddp_as_one_process_does(inside: bool, tmp_path: Path) -> None:
+    runs = run_ranks(compiled_ddp, 2, inside, env=cache_in(tmp_path))
     # Compiled graphs may fuse and reorder what eager runs one by one.
     expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(2)]), rtol=1e-4, atol=1e-6)
     for name, value in runs[0].state.items():
