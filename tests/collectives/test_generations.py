@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +22,14 @@ def in_use() -> dict[str, int]:
     """What a process holds that a group could have left behind."""
     gc.collect()
     descriptors = os.listdir("/proc/self/fd")
-    with open("/proc/self/maps") as maps:
-        shared = sum("memfd:" in line for line in maps)
+    status = Path("/proc/self/status").read_text().splitlines()
+    maps = Path("/proc/self/maps").read_text().splitlines()
     return {
         "descriptors": len(descriptors),
-        "tasks": len(os.listdir("/proc/self/task")),
+        # Not a listing of /proc/self/task, which may miss a thread while another one ends.
+        "tasks": next(int(line.split()[1]) for line in status if line.startswith("Threads:")),
         "threads": threading.active_count(),
-        "memfds mapped": shared,
+        "memfds mapped": sum("memfd:" in line for line in maps),
     }
 
 
