@@ -30,10 +30,12 @@ struct CallbackPool::State {
         if (!woken) return;
         continue;
       }
-      const auto callback = std::move(waiting.front());
+      auto callback = std::move(waiting.front());
       waiting.pop_front();
       lock.unlock();
       callback();
+      // Dropped before locking: it may hold the last reference to the pool, whose end locks too.
+      callback = nullptr;
       lock.lock();
       --unfinished;
       changed.notify_all();

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Whole engines, ranks as threads of one process, over shared memory and TCP: collectives and
 // messages from many threads. With engine_endings_test the target of the thread sanitizer.
+#include <future>
 #include <random>
 
 #include "collective_data.h"
+#include "engine/callback_pool.h"
 #include "groups.h"
 
 using namespace groups;
@@ -212,4 +214,18 @@ TEST("callbacks run once, and before() and after() enclose the operation") {
     while (calls == 0 && !deadline.expired()) std::this_thread::yield();
     CHECK(calls == 1, calls.load());
   });
+}
+
+TEST("a callback may hold the last reference to the pool that runs it") {
+  // Shared with the callbacks: a worker that never ends would outlive this frame.
+  const auto ended = std::make_shared<std::promise<void>>();
+  const auto released = std::make_shared<std::promise<void>>();
+  std::shared_ptr<CallbackPool> pool(new CallbackPool, [ended](CallbackPool* gone) {
+    delete gone;
+    ended->set_value();
+  });
+  pool->run([pool, released] { released->get_future().wait(); });
+  pool.reset();
+  released->set_value();
+  CHECK(ended->get_future().wait_for(std::chrono::seconds(10)) == std::future_status::ready);
 }
