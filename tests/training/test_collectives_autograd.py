@@ -46,25 +46,31 @@ def expect_adjoint(what: str, apply: Map, me: Rank, shape: tuple[int, ...]) -> N
 
 def maps_of_torch_distributed_nn(me: Rank) -> None:
     p, rank = me.world_size, me.rank
+    # Named, as the default is the group there was when torch imported this module.
+    world = dist.group.WORLD
     maps: dict[str, tuple[Map, tuple[int, ...]]] = {
-        "all_reduce": (lambda x: [autograd.all_reduce(x)], (3, 2)),
-        "broadcast": (lambda x: [autograd.broadcast(x, ROOT)], (3, 2)),
-        "reduce": (lambda x: [autograd.reduce(x, ROOT) * (rank == ROOT)], (3, 2)),
-        "all_gather": (lambda x: list(autograd.all_gather(x)), (3, 2)),
-        "gather": (lambda x: list(autograd.gather(x, ROOT)), (3, 2)),
-        "scatter": (lambda x: [autograd.scatter(list(x.unbind()), ROOT)], (p, 3)),
+        "all_reduce": (lambda x: [autograd.all_reduce(x, group=world)], (3, 2)),
+        "broadcast": (lambda x: [autograd.broadcast(x, ROOT, world)], (3, 2)),
+        "reduce": (lambda x: [autograd.reduce(x, ROOT, group=world) * (rank == ROOT)], (3, 2)),
+        "all_gather": (lambda x: list(autograd.all_gather(x, world)), (3, 2)),
+        "gather": (lambda x: list(autograd.gather(x, ROOT, world)), (3, 2)),
+        "scatter": (lambda x: [autograd.scatter(list(x.unbind()), ROOT, world)], (p, 3)),
         "reduce_scatter": (
-            lambda x: [autograd.reduce_scatter(torch.zeros(3).double(), list(x.unbind()))],
+            lambda x: [
+                autograd.reduce_scatter(torch.zeros(3).double(), list(x.unbind()), group=world)
+            ],
             (p, 3),
         ),
         "all_to_all": (
             lambda x: list(
-                autograd.all_to_all([torch.zeros(3).double() for _ in range(p)], list(x.unbind()))
+                autograd.all_to_all(
+                    [torch.zeros(3).double() for _ in range(p)], list(x.unbind()), world
+                )
             ),
             (p, 3),
         ),
         "all_to_all_single": (
-            lambda x: [autograd.all_to_all_single(torch.zeros_like(x), x)],
+            lambda x: [autograd.all_to_all_single(torch.zeros_like(x), x, group=world)],
             (p, 3),
         ),
         "all_to_all_single, uneven": (
@@ -74,6 +80,7 @@ def maps_of_torch_distributed_nn(me: Rank) -> None:
                     x,
                     output_split_sizes=[rank + 1] * p,
                     input_split_sizes=[r + 1 for r in range(p)],
+                    group=world,
                 )
             ],
             (p * (p + 1) // 2, 2),
