@@ -4,7 +4,8 @@
     pytestmark = needs("accelerate")
 
     def test_it(tmp_path):
-        mine = run_program(REPLACED, PROGRAM, "--out", tmp_path / "mine")
+        run_program(*TORCHRUN, *REPLACING_GLOO, PROGRAM, "--out", tmp_path / "found.pt")
+        found = result(tmp_path / "found.pt")
 
 The programs in this folder are named *_program.py, import nothing of pycomm, and leave what the
 tests compare in a file. Each is run on pycomm, on Gloo, and in one process with the same data.

@@ -77,7 +77,6 @@ def with_ray(work: str, backend: str | None, workers: int) -> dict[str, Any]:
 
     ray.init(
         num_cpus=workers + 1,
-        include_dashboard=False,
         object_store_memory=100_000_000,
         _temp_dir=work,
     )
