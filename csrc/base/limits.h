@@ -65,8 +65,8 @@ inline constexpr auto kCallbackPatience = 2s;
 // What a closing tcp channel grants the kernel to deliver what it has taken.
 inline constexpr auto kTcpLinger = 2s;
 
-// A monitored barrier asks the store this often, and grants rank 0's verdict this much more than its
-// own timeout to reach the others.
+// A monitored barrier asks the store this often, and grants rank 0's verdict this much more than
+// its own timeout to reach the others.
 inline constexpr auto kStorePollMin = 1ms;
 inline constexpr auto kStorePollMax = 20ms;
 inline constexpr auto kVerdictPatience = 1s;
