@@ -148,35 +148,6 @@ void Engine::need_progress_thread() {
   progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
 }
 
-// All under queue_mutex_.
-bool Engine::may_start(int depth) const {
-  return callback_order_->passes(depth) || failed_.load(std::memory_order_acquire);
-}
-
-void Engine::enqueue(const OperationPtr& operation) {
-  number(operation);
-  const auto at = std::find_if(queue_.begin(), queue_.end(), [&](const OperationPtr& other) {
-    return other->depth < operation->depth;
-  });
-  queue_.insert(at, operation);
-  queued_ = true;
-}
-
-// A collective that overtakes others takes the number of the first, and each of these its
-// successor's: numbers follow the order in which collectives run, which is the same on all ranks.
-void Engine::number(const OperationPtr& operation) {
-  uint64_t sequence = next_sequence_.fetch_add(1);
-  for (auto other = queue_.rbegin(); other != queue_.rend(); ++other) {
-    if ((*other)->depth >= operation->depth) break;
-    const uint64_t freed = (*other)->sequence;
-    (*other)->sequence = sequence;
-    recorder_.renumbered((*other)->record, sequence);
-    sequence = freed;
-  }
-  operation->sequence = sequence;
-  operation->record = recorder_.submitted(*operation);
-}
-
 void Engine::run(const OperationPtr& operation) {
   admit(*operation);
   if (is_message(*operation)) return run_message(operation);

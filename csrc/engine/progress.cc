@@ -1,9 +1,41 @@
 // SPDX-License-Identifier: MIT
-// The engine's other half: the progress thread, messages, and the end of a group. See engine.h.
+// The engine's other half: the queue, the progress thread, messages, and the end of a group. See
+// engine.h.
+#include <algorithm>
+
 #include "base/log.h"
 #include "engine/engine.h"
 
 namespace pycomm {
+
+// All under queue_mutex_.
+bool Engine::may_start(int depth) const {
+  return callback_order_->passes(depth) || failed_.load(std::memory_order_acquire);
+}
+
+void Engine::enqueue(const OperationPtr& operation) {
+  number(operation);
+  const auto at = std::find_if(queue_.begin(), queue_.end(), [&](const OperationPtr& other) {
+    return other->depth < operation->depth;
+  });
+  queue_.insert(at, operation);
+  queued_ = true;
+}
+
+// A collective that overtakes others takes the number of the first, and each of these its
+// successor's: numbers follow the order in which collectives run, which is the same on all ranks.
+void Engine::number(const OperationPtr& operation) {
+  uint64_t sequence = next_sequence_.fetch_add(1);
+  for (auto other = queue_.rbegin(); other != queue_.rend(); ++other) {
+    if ((*other)->depth >= operation->depth) break;
+    const uint64_t freed = (*other)->sequence;
+    (*other)->sequence = sequence;
+    recorder_.renumbered((*other)->record, sequence);
+    sequence = freed;
+  }
+  operation->sequence = sequence;
+  operation->record = recorder_.submitted(*operation);
+}
 
 // Moves messages and finishes those that are done. Returns whether anything moved.
 bool Engine::pump_messages() {
