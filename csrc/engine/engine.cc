@@ -11,6 +11,8 @@
 namespace pycomm {
 namespace {
 
+constexpr const char* kHierarchical = "hierarchical";
+
 bool is_message(const Operation& operation) {
   return operation.collective == Collective::send || operation.collective == Collective::recv;
 }
@@ -111,10 +113,8 @@ void Engine::admit(Operation& operation) {
 std::string Engine::algorithm_for(Collective collective, size_t bytes) const {
   const int world = mesh_->world_size();
   const bool one_host = hosts_.size() == 1;
-  if (collective == Collective::all_reduce && !one_host &&
-      hosts_.size() < static_cast<size_t>(world) && bytes > kSegmentBytes / 8 &&
-      !options_.algorithms.count(collective)) {
-    return "hierarchical";
+  if (two_levels_pay(collective, bytes, world, hosts_.size(), options_.algorithms)) {
+    return kHierarchical;
   }
   return std::string(select_algorithm(collective, bytes, world, one_host, options_.algorithms));
 }
@@ -128,16 +128,18 @@ const Program& Engine::program_for(const Operation& operation) {
   const int root = is_rooted(operation.collective) ? operation.root : 0;
   auto& cached = programs_[{operation.collective, name, root}];
   if (!cached) {
-    if (name == "hierarchical") {
-      cached = std::make_unique<Program>(make_hierarchical_plan(hosts_, "ring", mesh_->rank()));
-      return *cached;
-    }
+    const auto plan_of = [&](int rank) {
+      return name == kHierarchical
+                 ? make_hierarchical_plan(operation.collective, hosts_, rank, root)
+                 : make_plan(operation.collective, name, mesh_->world_size(), rank, root);
+    };
     if (options_.check_plans) {
-      const auto wrong = check(make_plans(operation.collective, name, mesh_->world_size(), root));
+      PlanSet plans;
+      for (int rank = 0; rank < mesh_->world_size(); ++rank) plans.push_back(plan_of(rank));
+      const auto wrong = check(plans);
       PYCOMM_ASSERT(wrong.empty(), wrong);
     }
-    cached = std::make_unique<Program>(
-        make_plan(operation.collective, name, mesh_->world_size(), mesh_->rank(), root));
+    cached = std::make_unique<Program>(plan_of(mesh_->rank()));
   }
   return *cached;
 }

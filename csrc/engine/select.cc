@@ -86,4 +86,13 @@ std::string_view select_algorithm(Collective collective, size_t bytes, int world
   return preferred;
 }
 
+bool two_levels_pay(Collective collective, size_t bytes, int world_size, size_t hosts,
+                    const AlgorithmChoices& choices) {
+  if (hosts < 2 || hosts >= static_cast<size_t>(world_size) || choices.count(collective)) {
+    return false;
+  }
+  if (collective == Collective::all_reduce && bytes <= kDoublingBytes) return false;
+  return has_hierarchical_plan(collective);
+}
+
 }  // namespace pycomm

@@ -23,4 +23,10 @@ AlgorithmChoices parse_algorithms(const std::string& text);
 std::string_view select_algorithm(Collective collective, size_t bytes, int world_size,
                                   bool one_host, const AlgorithmChoices& choices);
 
+// Whether a two-level plan (make_hierarchical_plan) is used instead: there is one, no choice was
+// made, and some of several hosts hold several ranks. By the size of a tensor only for all_reduce,
+// whose one-level algorithms need fewer steps when it is small.
+bool two_levels_pay(Collective collective, size_t bytes, int world_size, size_t hosts,
+                    const AlgorithmChoices& choices);
+
 }  // namespace pycomm

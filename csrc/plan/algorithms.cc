@@ -6,6 +6,7 @@
 #include "plan/builder.h"
 #include "plan/direct.h"
 #include "plan/halving.h"
+#include "plan/hierarchy.h"
 #include "plan/ring.h"
 #include "plan/tree.h"
 
@@ -85,6 +86,46 @@ PlanSet make_plans(Collective collective, std::string_view algorithm, int world_
     plans.push_back(make_plan(collective, algorithm, world_size, rank, root));
   }
   return plans;
+}
+
+bool has_hierarchical_plan(Collective collective) {
+  switch (collective) {
+    case Collective::all_reduce:
+    case Collective::broadcast:
+    case Collective::reduce:
+    case Collective::all_gather:
+    case Collective::reduce_scatter:
+    case Collective::barrier:
+      return true;
+    default:
+      return false;
+  }
+}
+
+Plan make_hierarchical_plan(const Hosts& hosts, std::string_view inter, int rank) {
+  return two_level_all_reduce(make_host_layout(hosts, rank), inter);
+}
+
+Plan make_hierarchical_plan(Collective collective, const Hosts& hosts, int rank, int root) {
+  const HostLayout layout = make_host_layout(hosts, rank);
+  PYCOMM_USAGE(root >= 0 && root < layout.world_size, name_of(collective), ": root is ", root,
+               ", expected 0..", layout.world_size - 1);
+  switch (collective) {
+    case Collective::all_reduce:
+      return two_level_all_reduce(layout, "ring");
+    case Collective::broadcast:
+      return two_level_broadcast(layout, root);
+    case Collective::reduce:
+      return two_level_reduce(layout, root);
+    case Collective::all_gather:
+      return two_level_all_gather(layout);
+    case Collective::reduce_scatter:
+      return two_level_reduce_scatter(layout);
+    case Collective::barrier:
+      return two_level_barrier(layout);
+    default:
+      throw UsageError(str(name_of(collective), " has no two-level plan"));
+  }
 }
 
 }  // namespace pycomm

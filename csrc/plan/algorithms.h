@@ -24,9 +24,13 @@ Plan make_plan(Collective collective, std::string_view algorithm, int world_size
 // All ranks' plans, for checking and printing.
 PlanSet make_plans(Collective collective, std::string_view algorithm, int world_size, int root = 0);
 
-// Two levels: `hosts[i]` lists the ranks of host i. Within a host direct, between hosts `inter`
-// (an all_reduce algorithm). all_reduce only.
+// Two levels: within hosts, then between them (plan/hierarchy.h). `hosts[i]` lists the ranks of
+// host i. all_reduce is direct within a host, and between hosts `inter`, an all_reduce algorithm;
+// "ring" where it is not named.
+bool has_hierarchical_plan(Collective collective);
 Plan make_hierarchical_plan(const std::vector<std::vector<int>>& hosts, std::string_view inter,
                             int rank);
+Plan make_hierarchical_plan(Collective collective, const std::vector<std::vector<int>>& hosts,
+                            int rank, int root = 0);
 
 }  // namespace pycomm

@@ -4,7 +4,6 @@
 #include "plan/tree.h"
 
 namespace pycomm {
-namespace {
 
 // Ranks are counted from the root. The parent of v is v without its lowest set bit:
 //
@@ -30,20 +29,16 @@ TreeNode binomial_node(const Place& place) {
   return node;
 }
 
-}  // namespace
-
-Plan binomial_tree_broadcast(const Place& place) {
-  PlanBuilder plan(Collective::broadcast, "binomial_tree", place, 1);
-  const TreeNode node = binomial_node(place);
+Plan tree_broadcast_part(const Place& place, const TreeNode& node, std::string_view algorithm) {
+  PlanBuilder plan(Collective::broadcast, algorithm, place, 1);
   if (node.parent >= 0) plan.recv(node.parent, work(0));
   for (const int child : node.children) plan.send(child, work(0));
-  return with_barrier(std::move(plan).build());
+  return std::move(plan).build();
 }
 
 // Only the root's tensor may change, so inner nodes add in scratch.
-Plan binomial_tree_reduce(const Place& place) {
-  PlanBuilder plan(Collective::reduce, "binomial_tree", place, 1);
-  const TreeNode node = binomial_node(place);
+Plan tree_reduce_part(const Place& place, const TreeNode& node, std::string_view algorithm) {
+  PlanBuilder plan(Collective::reduce, algorithm, place, 1);
   ChunkRef sum = work(0);
   if (!place.is_root() && !node.children.empty()) {
     sum = plan.add_scratch(0);
@@ -54,7 +49,15 @@ Plan binomial_tree_reduce(const Place& place) {
     plan.recv_reduce(node.children[i], sum, place.is_root() && last);
   }
   if (node.parent >= 0) plan.send(node.parent, sum);
-  return with_barrier(std::move(plan).build());
+  return std::move(plan).build();
+}
+
+Plan binomial_tree_broadcast(const Place& place) {
+  return with_barrier(tree_broadcast_part(place, binomial_node(place), "binomial_tree"));
+}
+
+Plan binomial_tree_reduce(const Place& place) {
+  return with_barrier(tree_reduce_part(place, binomial_node(place), "binomial_tree"));
 }
 
 }  // namespace pycomm

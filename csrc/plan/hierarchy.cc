@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Two-level all_reduce, declared in plan/algorithms.h: links between hosts are the slow ones, so
-// they carry each byte once per host and not once per rank.
+// The two-level all_reduce of plan/hierarchy.h.
+#include "plan/hierarchy.h"
+
 #include <algorithm>
 #include <numeric>
 
@@ -13,52 +14,15 @@
 namespace pycomm {
 namespace {
 
-using Hosts = std::vector<std::vector<int>>;
-
-struct Layout {
-  Hosts hosts;  // ranks ascending within a host, hosts ascending by their first rank
-  int world_size = 0;
-  int host = 0;   // of the rank the plan is for
-  int local = 0;  // that rank's place in its host
-};
-
 std::vector<int> numbers(int first, int count) {
   std::vector<int> result(static_cast<size_t>(count));
   std::iota(result.begin(), result.end(), first);
   return result;
 }
 
-// Sorting makes the plan independent of the order in which hosts were found.
-Layout make_layout(Hosts hosts, int rank) {
-  Layout layout;
-  std::vector<int> all;
-  for (auto& host : hosts) {
-    PYCOMM_USAGE(!host.empty(), "hierarchical all_reduce: a host without ranks");
-    std::sort(host.begin(), host.end());
-    all.insert(all.end(), host.begin(), host.end());
-  }
-  std::sort(all.begin(), all.end());
-  layout.world_size = static_cast<int>(all.size());
-  PYCOMM_USAGE(all == numbers(0, layout.world_size),
-               "hierarchical all_reduce: hosts must list every rank 0..", layout.world_size - 1,
-               " exactly once");
-  PYCOMM_USAGE(rank >= 0 && rank < layout.world_size, "hierarchical all_reduce: rank ", rank,
-               " is not among the ", layout.world_size, " ranks of the hosts");
-  std::sort(hosts.begin(), hosts.end());
-  for (size_t h = 0; h < hosts.size(); ++h) {
-    const auto found = std::find(hosts[h].begin(), hosts[h].end(), rank);
-    if (found == hosts[h].end()) continue;
-    layout.host = static_cast<int>(h);
-    layout.local = static_cast<int>(found - hosts[h].begin());
-  }
-  layout.hosts = std::move(hosts);
-  return layout;
-}
-
 // The `inter` all_reduce among the `local`-th ranks of all hosts.
-Plan make_inter_plan(const Layout& layout, std::string_view inter) {
-  return make_plan(Collective::all_reduce, inter, static_cast<int>(layout.hosts.size()),
-                   layout.host);
+Plan make_inter_plan(const HostLayout& layout, std::string_view inter) {
+  return make_plan(Collective::all_reduce, inter, layout.host_count(), layout.host);
 }
 
 // Each of a host's m ranks owns one m-th of the tensor, itself cut as `inter` wants it:
@@ -66,8 +30,8 @@ Plan make_inter_plan(const Layout& layout, std::string_view inter) {
 //     host 0:   0 1 2 3     reduce_scatter and all_gather along the rows, direct
 //               | | | |
 //     host 1:   4 5 6 7     all_reduce along the columns, `inter`
-Plan make_equal(const Layout& layout, std::string_view inter) {
-  const auto& mates = layout.hosts[static_cast<size_t>(layout.host)];
+Plan make_equal(const HostLayout& layout, std::string_view inter) {
+  const auto& mates = layout.mates();
   const int per_host = static_cast<int>(mates.size());
   const Plan across = make_inter_plan(layout, inter);
   const int cut = across.work_chunks;
@@ -87,8 +51,8 @@ Plan make_equal(const Layout& layout, std::string_view inter) {
 }
 
 // With hosts of different sizes the first rank of each speaks for its host.
-Plan make_unequal(const Layout& layout, std::string_view inter) {
-  const auto& mates = layout.hosts[static_cast<size_t>(layout.host)];
+Plan make_unequal(const HostLayout& layout, std::string_view inter) {
+  const auto& mates = layout.mates();
   const Plan across = make_inter_plan(layout, inter);
   const int cut = across.work_chunks;
 
@@ -105,8 +69,7 @@ Plan make_unequal(const Layout& layout, std::string_view inter) {
 
 }  // namespace
 
-Plan make_hierarchical_plan(const Hosts& hosts, std::string_view inter, int rank) {
-  const Layout layout = make_layout(hosts, rank);
+Plan two_level_all_reduce(const HostLayout& layout, std::string_view inter) {
   const bool equal = std::all_of(layout.hosts.begin(), layout.hosts.end(), [&](const auto& host) {
     return host.size() == layout.hosts[0].size();
   });

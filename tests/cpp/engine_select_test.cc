@@ -75,3 +75,20 @@ TEST("a choice overrides every rule and leaves other collectives alone") {
           select_algorithm(Collective::all_gather, bytes, 4, true, {}));
   }
 }
+
+TEST("two levels need several hosts, one of them with several ranks, and no other choice") {
+  for (int code = 0; code < kCollectiveCount; ++code) {
+    const auto collective = static_cast<Collective>(code);
+    const bool exists = has_hierarchical_plan(collective);
+    for (const size_t bytes : {size_t{1} << 15, size_t{1} << 30}) {
+      CHECK(!two_levels_pay(collective, bytes, 8, 1, {}), name_of(collective));
+      CHECK(two_levels_pay(collective, bytes, 8, 2, {}) == exists, name_of(collective));
+      CHECK(two_levels_pay(collective, bytes, 8, 7, {}) == exists, name_of(collective));
+      CHECK(!two_levels_pay(collective, bytes, 8, 8, {}), name_of(collective));
+      CHECK(!two_levels_pay(collective, bytes, 8, 2, {{collective, "direct"}}));
+    }
+    // Ranks may hold blocks of different size, so that only a tensor's size may decide.
+    CHECK(two_levels_pay(collective, 0, 8, 2, {}) ==
+          (exists && collective != Collective::all_reduce));
+  }
+}

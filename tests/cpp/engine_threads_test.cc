@@ -7,6 +7,7 @@
 #include "collective_data.h"
 #include "engine/callback_pool.h"
 #include "groups.h"
+#include "plan/algorithms.h"
 
 using namespace groups;
 using data::Case;
@@ -50,6 +51,29 @@ TEST("collectives cross hosts: two levels within and between, uneven hosts too")
         auto memory = tensor(count, 3);
         engine->run(make(Collective::all_reduce, memory));
         check_all(memory, static_cast<float>(3 * p), "hosts");
+      }
+    });
+  }
+}
+
+TEST("every collective is right across hosts, uneven ones and uneven blocks too") {
+  for (const auto& hosts :
+       {std::vector<int>{0, 0, 1, 1}, {0, 1, 1, 2, 0}, {1, 0, 0, 0}, {0, 1, 0, 1, 0, 2}}) {
+    const int p = static_cast<int>(hosts.size());
+    with_group({"shm,tcp", hosts}, p, [&](auto& engine, int rank) {
+      std::mt19937_64 random(kSeed);
+      for (int k = 0; k < 72; ++k) {
+        const auto collective = static_cast<Collective>(k % static_cast<int>(Collective::send));
+        CHECK(!has_hierarchical_plan(collective) ||
+              engine->algorithm_for(collective, 1 << 20) == "hierarchical");
+        const auto choices = data::arithmetic_for(collective);
+        const auto [op, dtype] = choices[random() % choices.size()];
+        const int root = static_cast<int>(random() % static_cast<unsigned>(p));
+        const size_t count = random() % (k % 5 == 0 ? 100000 : 500);
+        const bool uneven = data::may_be_uneven(collective) && random() % 2 == 0;
+        RankData memory({collective, p, root, op, dtype, count, uneven, k}, rank);
+        engine->run({std::shared_ptr<void>(), &memory.operation});
+        CHECK(memory.wrong().empty(), memory.wrong(), ", seed ", kSeed);
       }
     });
   }

@@ -94,11 +94,15 @@ TEST("wrong requests name the choices") {
   CHECK(usage_error([] { make_plan(Collective::send, "direct", 2, 0); }) ==
         "send has no algorithm \"direct\"; choose one of: none");
   CHECK(usage_error([] { make_hierarchical_plan({{0, 1}, {1, 2}}, "ring", 0); }) ==
-        "hierarchical all_reduce: hosts must list every rank 0..3 exactly once");
+        "two-level plan: hosts must list every rank 0..3 exactly once");
   CHECK(usage_error([] { make_hierarchical_plan({{0}, {}}, "ring", 0); }) ==
-        "hierarchical all_reduce: a host without ranks");
+        "two-level plan: a host without ranks");
   CHECK(usage_error([] { make_hierarchical_plan({{0}, {1}}, "ring", 2); }) ==
-        "hierarchical all_reduce: rank 2 is not among the 2 ranks of the hosts");
+        "two-level plan: rank 2 is not among the 2 ranks of the hosts");
+  CHECK(usage_error([] { make_hierarchical_plan(Collective::reduce, {{0}, {1}}, 0, 2); }) ==
+        "reduce: root is 2, expected 0..1");
+  CHECK(usage_error([] { make_hierarchical_plan(Collective::gather, {{0}, {1}}, 0); }) ==
+        "gather has no two-level plan");
 }
 
 TEST("a single rank needs at most copies") {

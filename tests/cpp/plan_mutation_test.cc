@@ -41,12 +41,16 @@ Case random_case(Random& random) {
   const auto name = names[random.below(names.size())];
   const int p = 2 + static_cast<int>(random.below(8));
   const int root = static_cast<int>(random.below(static_cast<size_t>(p)));
-  if (collective == Collective::all_reduce && random.below(4) == 0) {
+  if (has_hierarchical_plan(collective) && random.below(4) == 0) {
     std::vector<std::vector<int>> hosts(2 + random.below(2));
     for (int r = 0; r < p; ++r) hosts[static_cast<size_t>(r) % hosts.size()].push_back(r);
     if (hosts.back().empty()) hosts.pop_back();
-    Case made{{}, str("hierarchical ", name, " p=", p)};
-    for (int r = 0; r < p; ++r) made.plans.push_back(make_hierarchical_plan(hosts, name, r));
+    const bool sums_everywhere = collective == Collective::all_reduce;
+    Case made{{}, str("hierarchical ", name_of(collective), " ", name, " p=", p, " root=", root)};
+    for (int r = 0; r < p; ++r) {
+      made.plans.push_back(sums_everywhere ? make_hierarchical_plan(hosts, name, r)
+                                           : make_hierarchical_plan(collective, hosts, r, root));
+    }
     return made;
   }
   return {make_plans(collective, name, p, root),
