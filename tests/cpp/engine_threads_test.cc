@@ -79,6 +79,24 @@ TEST("every collective is right across hosts, uneven ones and uneven blocks too"
   }
 }
 
+TEST("different roots are an error on every rank, with two levels too") {
+  for (const auto collective : {Collective::broadcast, Collective::reduce}) {
+    for (int odd = 0; odd < 4; ++odd) {
+      for (const int root : {1, 2, 3}) {
+        with_group({"shm,tcp", {0, 0, 1, 1}}, 4, [&](auto& engine, int rank) {
+          auto memory = tensor(1000, 1);
+          const auto operation = make(collective, memory);
+          operation->root = rank == odd ? root : 0;
+          const auto failure = failure_of([&] { engine->run(operation); });
+          CHECK(failure.kind == FailureKind::mismatch, "rank ", rank, ", root ", root, " on rank ",
+                odd, ": ", failure.text);
+          CHECK(contains(failure, "root 0") && contains(failure, str("root ", root)), failure.text);
+        });
+      }
+    }
+  }
+}
+
 TEST("asynchronous collectives submitted by several threads of each rank are all carried out") {
   for (const auto& transport : kTransports) {
     with_group({transport}, 3, [&](auto& engine, int) {

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "plan/algorithms.h"
 #include "plan/check.h"
+#include "plan/cost.h"
 #include "plan/host_layout.h"
 #include "plan/meaning.h"
 #include "plan/validate.h"
@@ -195,5 +196,63 @@ TEST("only first ranks carry a barrier between hosts") {
       if (step.peer < 0 || host_of(hosts, plan.rank) == host_of(hosts, step.peer)) continue;
       CHECK(plan.rank <= 2 && step.peer <= 2, to_string(plan));
     }
+  }
+}
+
+TEST("what crosses between 2 hosts of 4 ranks, on one level and on two") {
+  const Hosts hosts{{0, 1, 2, 3}, {4, 5, 6, 7}};
+  struct Row {
+    Collective collective;
+    const char* one_level;
+    int messages, tokens, messages_on_two, tokens_on_two;
+  };
+  const auto expect = [&](const PlanSet& plans, int messages, int tokens) {
+    const auto crossings = count_crossings(plans, hosts);
+    int found = 0;
+    for (const auto& by_host : crossings.into) {
+      for (const int count : by_host) found += count;
+    }
+    CHECK(found == messages && crossings.tokens == tokens, name_of(plans[0].collective), " ",
+          plans[0].algorithm, ": ", found, " messages, ", crossings.tokens, " tokens");
+  };
+  for (const Row& row : {Row{Collective::broadcast, "direct", 4, 14, 1, 2},
+                         {Collective::broadcast, "scatter_all_gather", 32, 14, 1, 2},
+                         {Collective::reduce, "direct", 4, 14, 1, 2},
+                         {Collective::all_gather, "direct", 32, 0, 8, 0},
+                         {Collective::all_gather, "ring", 14, 0, 8, 0},
+                         {Collective::reduce_scatter, "direct", 32, 0, 8, 0},
+                         {Collective::reduce_scatter, "ring", 14, 0, 8, 0},
+                         {Collective::barrier, "dissemination", 0, 14, 0, 2}}) {
+    expect(make_plans(row.collective, row.one_level, 8), row.messages, row.tokens);
+    expect(two_levels(row.collective, hosts, 0), row.messages_on_two, row.tokens_on_two);
+  }
+}
+
+TEST("two levels cost what docs/algorithms.md says") {
+  constexpr size_t kBytes = 1 << 20;
+  struct Row {
+    Collective collective;
+    int per_host, steps;
+    size_t sent, added;
+  };
+  for (const Row& row : {Row{Collective::broadcast, 2, 3, 2, 0},
+                         {Collective::broadcast, 4, 5, 3, 0},
+                         {Collective::reduce, 2, 3, 1, 2},
+                         {Collective::reduce, 4, 5, 1, 3},
+                         {Collective::all_gather, 2, 2, 3, 0},
+                         {Collective::all_gather, 4, 2, 7, 0},
+                         {Collective::reduce_scatter, 2, 2, 3, 3},
+                         {Collective::reduce_scatter, 4, 2, 7, 7},
+                         {Collective::barrier, 2, 3, 0, 0},
+                         {Collective::barrier, 4, 5, 0, 0}}) {
+    Hosts hosts(2);
+    for (int r = 0; r < 2 * row.per_host; ++r) {
+      hosts[static_cast<size_t>(r / row.per_host)].push_back(r);
+    }
+    const auto got = cost(two_levels(row.collective, hosts, 0), kBytes, {});
+    CHECK(got.steps == row.steps && got.bytes_sent_max == row.sent * kBytes &&
+              got.bytes_reduced_max == row.added * kBytes,
+          name_of(row.collective), " on 2 hosts of ", row.per_host, ": ", got.steps, " steps, ",
+          got.bytes_sent_max, " sent, ", got.bytes_reduced_max, " added");
   }
 }

@@ -55,6 +55,32 @@ def test_big_sums_take_two_levels_where_a_host_has_several_ranks(places: Places,
     assert chosen[0] == ("ring", "ring", "ring"), "what is asked for wins"
 
 
+TWO_LEVELS = ("broadcast", "reduce", "all_gather", "reduce_scatter", "barrier")
+
+
+def algorithms_of_others(me: Rank) -> dict[str, set[str]]:
+    """What is chosen for each collective, whatever its size."""
+    choose = backend().algorithm_for
+    names = (*TWO_LEVELS, "gather", "scatter", "all_to_all")
+    return {name: {choose(name, size) for size in (0, 8, BIG, 1 << 26)} for name in names}
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_others_take_two_levels_at_every_size_where_there_is_such_a_plan(
+    places: Places, name: str
+) -> None:
+    hosts = TOPOLOGIES[name]
+    several = len(set(hosts)) < len(hosts)
+    for chosen in places.run(algorithms_of_others, hosts):
+        for collective, algorithms in chosen.items():
+            two_levels = several and collective in TWO_LEVELS
+            assert ("hierarchical" in algorithms) == two_levels, collective
+            assert len(algorithms) == 1 or not two_levels, collective
+    env = {"PYCOMM_ALGO": "all_gather=ring,broadcast=direct"}
+    asked = places.run(algorithms_of_others, hosts, env=env)[0]
+    assert (asked["all_gather"], asked["broadcast"]) == ({"ring"}, {"direct"})
+
+
 def block(dtype: torch.dtype, count: int, *who: int) -> torch.Tensor:
     return make(dtype, count, seed_of(dtype, count, who))
 
