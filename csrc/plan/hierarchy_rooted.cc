@@ -19,10 +19,10 @@ TreeNode node_among(const std::vector<int>& ranks, int rank, int root) {
 
 // Host 0 holds ranks 0 1 2, host 1 ranks 3 4 5, the root is 4:
 //
-//            4           leaders: 4 and 0
-//         /  |  \        children on other hosts come first: theirs is the longest way
-//        0   3   5      all binomial, largest subtree first
-//       / \     the message 4 - 0 is the one that crosses
+//            4        leaders: 4 and 0; the message between them is the one that crosses
+//         /  |  \     children on other hosts come first: theirs is the longest way
+//        0   3   5
+//       / \          all three trees are binomial
 //      2   1
 TreeNode two_level_node(const HostLayout& layout, int root) {
   std::vector<int> leaders;

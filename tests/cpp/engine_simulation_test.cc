@@ -130,7 +130,7 @@ TEST("operations in a row on the same executors do not mix, though ranks run ahe
   }
 }
 
-TEST("the two-level all_reduce is right for uneven hosts") {
+TEST("every two-level plan is right for uneven hosts and uneven blocks, in any order of events") {
   std::mt19937_64 random(kSeed);
   const std::vector<std::vector<std::vector<int>>> layouts{
       {{0, 1}, {2, 3}}, {{0, 2, 4}, {1, 3}}, {{0}, {1, 2, 3}}, {{3, 1}, {0}, {2, 4, 5}}};
@@ -138,24 +138,32 @@ TEST("the two-level all_reduce is right for uneven hosts") {
     int p = 0;
     for (const auto& host : hosts) p += static_cast<int>(host.size());
     simulation::World world(p, 64);
-    std::vector<Program> programs;
-    for (int rank = 0; rank < p; ++rank) {
-      programs.emplace_back(make_hierarchical_plan(hosts, "ring", rank));
-    }
-    for (const size_t count : counts_for(p)) {
-      for (const auto order : simulation::kOrders) {
-        const Case c{Collective::all_reduce, p, 0, ReduceOp::avg, DType::float32, count, false, 1};
-        std::vector<std::unique_ptr<RankData>> memory;
-        std::vector<simulation::Script> scripts;
-        const auto sequence = world.next_sequence();
-        for (int rank = 0; rank < p; ++rank) {
-          memory.push_back(std::make_unique<RankData>(c, rank));
-          memory.back()->operation.sequence = sequence;
-          scripts.push_back({{&programs[static_cast<size_t>(rank)], &memory.back()->operation}});
+    for (const auto collective :
+         {Collective::all_reduce, Collective::broadcast, Collective::reduce, Collective::all_gather,
+          Collective::reduce_scatter, Collective::barrier}) {
+      const int root =
+          is_rooted(collective) ? static_cast<int>(random() % static_cast<unsigned>(p)) : 0;
+      const auto op = is_reduction(collective) ? ReduceOp::avg : ReduceOp::sum;
+      std::vector<Program> programs;
+      for (int rank = 0; rank < p; ++rank) {
+        programs.emplace_back(make_hierarchical_plan(collective, hosts, rank, root));
+      }
+      for (const size_t count : counts_for(p)) {
+        for (const auto order : simulation::kOrders) {
+          const bool uneven = data::may_be_uneven(collective);
+          const Case c{collective, p, root, op, DType::float32, count, uneven, 1};
+          std::vector<std::unique_ptr<RankData>> memory;
+          std::vector<simulation::Script> scripts;
+          const auto sequence = world.next_sequence();
+          for (int rank = 0; rank < p; ++rank) {
+            memory.push_back(std::make_unique<RankData>(c, rank));
+            memory.back()->operation.sequence = sequence;
+            scripts.push_back({{&programs[static_cast<size_t>(rank)], &memory.back()->operation}});
+          }
+          const auto outcome = simulation::Run(world, scripts, order, random).to_end();
+          CHECK(outcome.all_done(scripts), c.text(), ", seed ", kSeed, ": ", outcome.text());
+          for (const auto& one : memory) CHECK(one->wrong().empty(), one->wrong());
         }
-        const auto outcome = simulation::Run(world, scripts, order, random).to_end();
-        CHECK(outcome.all_done(scripts), c.text(), ": ", outcome.text());
-        for (const auto& one : memory) CHECK(one->wrong().empty(), one->wrong());
       }
     }
   }
