@@ -58,8 +58,6 @@ inline constexpr auto kStragglerAfter = 10s;
 
 // A worker for users' callbacks goes after this long without one.
 inline constexpr auto kCallbackWorkerIdle = 5s;
-// A callback that runs for longer no longer holds back the collectives called after its operation.
-inline constexpr auto kCallbackGatePatience = 10s;
 // What callbacks that still run are granted when the process exits.
 inline constexpr auto kCallbackPatience = 2s;
 // What a closing tcp channel grants the kernel to deliver what it has taken.

@@ -156,17 +156,18 @@ void Engine::run(const OperationPtr& operation) {
   {
     std::unique_lock lock(queue_mutex_);
     if (stopping_) raise(*operation, failure());
-    operation->depth = callback_order_->depth_here();
-    const bool first = queue_.empty() || queue_.front()->depth < operation->depth;
-    if (busy_ || !first || !may_start(operation->depth)) {
+    const auto parent = callback_order_->here();
+    settle();
+    if (busy_ || !queue_.is_next(parent)) {
       need_progress_thread();
-      enqueue(operation);
+      queue_.add(operation, parent);
+      queued_ = true;
       lock.unlock();
       queue_changed_.notify_all();
       if (messages_.pending()) mesh_->waiter().wake();
       return wait(*operation, {});
     }
-    number(operation);
+    queue_.begin(operation, parent);
     busy_ = true;
   }
   auto why = execute(*operation, false);
@@ -192,8 +193,8 @@ void Engine::submit(const OperationPtr& operation) {
       operation->record = recorder_.submitted(*operation);
       messages_.post(operation);
     } else {
-      operation->depth = callback_order_->depth_here();
-      enqueue(operation);
+      queue_.add(operation, callback_order_->here());
+      queued_ = true;
     }
   }
   queue_changed_.notify_all();
@@ -217,7 +218,6 @@ void Engine::complete(Operation& operation, Failure why) {
   // Their captures are tensors, which must not live as long as the user keeps the handle.
   operation.before = nullptr;
   operation.after = nullptr;
-  operation.on_executed = nullptr;
   operation.finish(std::move(why));
 }
 
@@ -269,7 +269,6 @@ Failure Engine::execute(Operation& operation, bool with_messages) {
       mesh_->waiter().disarm();
     }
     if (!why && operation.after) operation.after();
-    if (!why && operation.on_executed) operation.on_executed();
   } catch (const CommError& error) {
     why = explain(error.failure());
   } catch (const std::exception& error) {

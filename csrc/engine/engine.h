@@ -12,7 +12,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -21,6 +20,7 @@
 #include <thread>
 #include <tuple>
 
+#include "engine/call_queue.h"
 #include "engine/callback_order.h"
 #include "engine/executor.h"
 #include "engine/fork_guard.h"
@@ -61,7 +61,7 @@ class Engine {
 
   // A collective that was refused before it was submitted takes its number all the same: ranks that
   // were not refused are then found out at the next one instead of being paired with it.
-  void skip() { next_sequence_.fetch_add(1); }
+  void skip();
 
   void set_timeout(std::chrono::nanoseconds timeout) { timeout_ns_ = timeout.count(); }
   // Fails the group on all ranks.
@@ -72,7 +72,11 @@ class Engine {
 
   Mesh& mesh() { return *mesh_; }
   const std::shared_ptr<CallbackOrder>& callback_order() const { return callback_order_; }
-  uint64_t sequence() const { return next_sequence_.load() - 1; }
+  // Holds back what is called from now on, until the gate is opened; see callback_order.h.
+  GatePtr hold_back();
+  // Somebody inside the callbacks of `gate` waits for `operation`.
+  void give_way(const GatePtr& gate, const Operation& operation);
+  uint64_t sequence() const { return queue_.called(); }
   Failure failure() const;
   std::string flight_json() const;
   // The algorithm that would carry out such an operation.
@@ -82,9 +86,8 @@ class Engine {
   using OperationPtr = std::shared_ptr<Operation>;
 
   void admit(Operation& operation);
-  void enqueue(const OperationPtr& operation);
-  void number(const OperationPtr& operation);
-  bool may_start(int depth) const;
+  void settle();
+  Failure overdue_gate();
   const Program& program_for(const Operation& operation);
   Failure execute(Operation& operation, bool with_messages);
   void need_progress_thread();
@@ -120,10 +123,9 @@ class Engine {
   const std::shared_ptr<CallbackOrder> callback_order_;
   std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
-  std::deque<OperationPtr> queue_;  // not yet begun; the deepest first, else in order of the calls
-  bool busy_ = false;               // somebody runs a collective
+  CallQueue queue_{recorder_};
+  bool busy_ = false;  // somebody runs a collective
   bool stopping_ = false;
-  std::atomic<uint64_t> next_sequence_{1};
   std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look
 
   mutable std::mutex failure_mutex_;

@@ -39,15 +39,11 @@ struct Operation {
   // Run by the executing thread right before the first and right after the last step, for example
   // to pack a tensor that is not contiguous. May be empty.
   std::function<void()> before, after;
-  // Run by the executing thread when the last step is done and before another collective may start.
-  // Collectives only; not after a failure. May be empty.
-  std::function<void()> on_executed;
   // Run once by the thread that finished the operation, whatever the outcome. May be empty.
   std::function<void(Operation&)> on_finished;
 
   // Set by the engine.
   std::atomic<uint64_t> sequence = 0;  // of a collective that waits it may still grow
-  int depth = 0;                       // see callback_order.h
   int source = kAnySource;             // recv: who sent
   Failure failure;
   size_t record = 0;  // index in the flight recorder

@@ -1,40 +1,53 @@
 // SPDX-License-Identifier: MIT
 // The engine's other half: the queue, the progress thread, messages, and the end of a group. See
 // engine.h.
-#include <algorithm>
-
 #include "base/log.h"
 #include "engine/engine.h"
 
 namespace pycomm {
 
-// All under queue_mutex_.
-bool Engine::may_start(int depth) const {
-  return callback_order_->passes(depth) || failed_.load(std::memory_order_acquire);
+// Under queue_mutex_, as everything that touches the queue.
+void Engine::settle() {
+  queue_.settle(failed_.load(std::memory_order_acquire));
+  queued_ = !queue_.empty();
 }
 
-void Engine::enqueue(const OperationPtr& operation) {
-  number(operation);
-  const auto at = std::find_if(queue_.begin(), queue_.end(), [&](const OperationPtr& other) {
-    return other->depth < operation->depth;
-  });
-  queue_.insert(at, operation);
+void Engine::skip() {
+  const std::lock_guard lock(queue_mutex_);
+  queue_.add_refused(callback_order_->here());
+  settle();
+}
+
+GatePtr Engine::hold_back() {
+  const std::lock_guard lock(queue_mutex_);
   queued_ = true;
+  return queue_.add_gate(callback_order_->here());
 }
 
-// A collective that overtakes others takes the number of the first, and each of these its
-// successor's: numbers follow the order in which collectives run, which is the same on all ranks.
-void Engine::number(const OperationPtr& operation) {
-  uint64_t sequence = next_sequence_.fetch_add(1);
-  for (auto other = queue_.rbegin(); other != queue_.rend(); ++other) {
-    if ((*other)->depth >= operation->depth) break;
-    const uint64_t freed = (*other)->sequence;
-    (*other)->sequence = sequence;
-    recorder_.renumbered((*other)->record, sequence);
-    sequence = freed;
+void Engine::give_way(const GatePtr& gate, const Operation& operation) {
+  {
+    const std::lock_guard lock(queue_mutex_);
+    queue_.give_way(gate, operation);
   }
-  operation->sequence = sequence;
-  operation->record = recorder_.submitted(*operation);
+  queue_changed_.notify_all();
+}
+
+// A gate that stays closed for as long as an operation may take.
+Failure Engine::overdue_gate() {
+  const std::lock_guard lock(queue_mutex_);
+  settle();
+  const auto gate = queue_.closed_gate();
+  if (!gate || busy_) return {};
+  if (!gate->reached) {
+    gate->reached = true;
+    gate->deadline = Deadline::after(std::chrono::nanoseconds(timeout_ns_.load()));
+  }
+  if (!gate->deadline.expired()) return {};
+  return {FailureKind::timeout,
+          str("timeout after ", 1e-9 * static_cast<double>(timeout_ns_.load()),
+              " s; a callback of a Future of this group has not returned, and collectives called "
+              "later wait for it"),
+          {mesh_->rank()}};
 }
 
 // Moves messages and finishes those that are done. Returns whether anything moved.
@@ -140,8 +153,8 @@ void Engine::run_message(const OperationPtr& operation) {
 void Engine::progress_loop() {
   std::unique_lock lock(queue_mutex_);
   while (true) {
-    if (!busy_ && !queue_.empty() && may_start(queue_.front()->depth)) {
-      const OperationPtr operation = queue_.front();
+    settle();
+    if (const OperationPtr operation = busy_ ? nullptr : queue_.front()) {
       queue_.pop_front();
       queued_ = !queue_.empty();
       busy_ = true;
@@ -162,7 +175,10 @@ void Engine::progress_loop() {
     } else if (queue_.empty()) {
       queue_changed_.wait(lock);
     } else {
-      queue_changed_.wait_for(lock, kSleepSlice);  // a gate's patience may end
+      queue_changed_.wait_for(lock, kSleepSlice);
+      lock.unlock();
+      if (const auto why = overdue_gate()) fail(why, false);
+      lock.lock();
     }
   }
 }
@@ -180,7 +196,9 @@ void Engine::drive_messages() {
     } else if (pausing.pause() == Pause::sleep) {
       const auto ticket = mesh_->waiter().arm();
       if (!pump_messages() && !collective_waits()) {
-        if (const auto why = inspect_messages(vigil)) {
+        auto why = inspect_messages(vigil);
+        if (!why) why = overdue_gate();
+        if (why) {
           fail(why, false);
         } else {
           mesh_->waiter().sleep(ticket, kSleepSlice);
@@ -195,7 +213,8 @@ void Engine::drive_messages() {
 bool Engine::collective_waits() {
   if (!queued_) return false;
   const std::lock_guard lock(queue_mutex_);
-  return !busy_ && !queue_.empty() && may_start(queue_.front()->depth);
+  settle();
+  return !busy_ && queue_.front() != nullptr;
 }
 
 void Engine::drain(std::chrono::nanoseconds patience) {

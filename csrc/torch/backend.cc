@@ -142,9 +142,9 @@ Backend::WorkPtr Backend::launch(const Call& call,
                                         recorded, std::move(outputs));
   if (inputs.size()) work->hold(inputs);
   Work::submit(work, *engine_, std::move(operations));
-  const bool joined = coalescing_threads_ && coalesces(work);
+  if (coalescing_threads_) join_if_coalescing(work);
   if (call.async) return work;
-  if (!joined) work->wait(kNoTimeout);
+  work->wait(kNoTimeout);
   return nullptr;
 }
 
@@ -155,28 +155,33 @@ Backend::WorkPtr Backend::launch(const Call& call, OperationBuilder& builder, co
   return launch(call, std::move(operations), inputs, std::move(outputs));
 }
 
+// A list left behind is dropped: torch does not end what an exception has interrupted.
 void Backend::startCoalescing() {
   const std::lock_guard lock(coalescing_mutex_);
-  const bool fresh = coalescing_.try_emplace(std::this_thread::get_id()).second;
-  PYCOMM_USAGE(fresh, "start_coalescing: this thread coalesces already; call end_coalescing first");
-  ++coalescing_threads_;
+  coalescing_[std::this_thread::get_id()].clear();
+  coalescing_threads_ = coalescing_.size();
 }
 
 Backend::WorkPtr Backend::endCoalescing() {
   const std::lock_guard lock(coalescing_mutex_);
-  const auto mine = coalescing_.extract(std::this_thread::get_id());
+  auto mine = coalescing_.extract(std::this_thread::get_id());
   PYCOMM_USAGE(mine, "end_coalescing: this thread has not called start_coalescing");
-  --coalescing_threads_;
+  coalescing_threads_ = coalescing_.size();
   return c10::make_intrusive<JoinedWork>(getRank(), std::move(mine.mapped()));
 }
 
-// Whether this thread coalesces; the work is kept then.
-bool Backend::coalesces(const WorkPtr& work) {
+void Backend::join_if_coalescing(const WorkPtr& work) {
   const std::lock_guard lock(coalescing_mutex_);
   const auto mine = coalescing_.find(std::this_thread::get_id());
-  if (mine == coalescing_.end()) return false;
-  mine->second.push_back(work);
-  return true;
+  if (mine != coalescing_.end()) mine->second.push_back(work);
+}
+
+// A call that is refused ends the list as well, so that works do not gather in it for ever.
+void Backend::drop_coalescing() {
+  if (!coalescing_threads_) return;
+  const std::lock_guard lock(coalescing_mutex_);
+  coalescing_.erase(std::this_thread::get_id());
+  coalescing_threads_ = coalescing_.size();
 }
 
 Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, const char* title,
@@ -197,23 +202,26 @@ Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, cons
 }
 
 Backend::WorkPtr Backend::send(Tensors& tensors, int peer, int tag) {
+  const RefusalGuard guard(*this);
   check_peer(Collective::send, peer, getRank(), getSize());
   return message(Collective::send, c10d::OpType::SEND, "pycomm:send", tensors, peer, tag);
 }
 
 Backend::WorkPtr Backend::recv(Tensors& tensors, int peer, int tag) {
+  const RefusalGuard guard(*this);
   check_peer(Collective::recv, peer, getRank(), getSize());
   return message(Collective::recv, c10d::OpType::RECV, "pycomm:recv", tensors, peer, tag);
 }
 
 Backend::WorkPtr Backend::recvAnysource(Tensors& tensors, int tag) {
+  const RefusalGuard guard(*this);
   PYCOMM_USAGE(getSize() > 1, "recv: this group has one rank, so nobody can send to it");
   return message(Collective::recv, c10d::OpType::RECVANYSOURCE, "pycomm:recvAnySource", tensors,
                  kAnySource, tag);
 }
 
 Backend::WorkPtr Backend::barrier(const c10d::BarrierOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   OperationBuilder builder(Collective::barrier, opts.timeout);
   return launch({c10d::OpType::BARRIER, "pycomm:barrier", opts.asyncOp}, builder, {}, {});
 }
@@ -226,7 +234,7 @@ void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_r
   monitored_at_ = sequence;
   const bool given = opts.timeout.count() >= 0 && opts.timeout != c10d::kUnsetTimeout;
   MonitoredBarrier barrier{
-      .store = monitored_last_ ? monitored_last_->store : store_->clone(),
+      .store = monitored_last_ ? monitored_last_->store : connection_of_own(store_),
       .round = str("pycomm/monitored_barrier/", sequence, ".", monitored_count_, "/"),
       .rank = getRank(),
       .world_size = getSize(),

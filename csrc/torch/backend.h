@@ -40,20 +40,30 @@ struct BackendOptions final : c10d::Backend::Options {
   EngineOptions engine;
 };
 
-// Stands at the top of every collective. When the call is refused, the collective still takes its
-// number, see Engine::skip().
-class SequenceSlot {
+class Backend;
+
+// Stands at the top of every message: when the call is refused, what this thread coalesces ends.
+class RefusalGuard {
  public:
-  explicit SequenceSlot(Engine& engine) : engine_(engine) {}
-  ~SequenceSlot() {
-    if (std::uncaught_exceptions() > exceptions_) engine_.skip();
-  }
-  SequenceSlot(const SequenceSlot&) = delete;
-  SequenceSlot& operator=(const SequenceSlot&) = delete;
+  explicit RefusalGuard(Backend& backend) : backend_(backend) {}
+  ~RefusalGuard();
+  RefusalGuard(const RefusalGuard&) = delete;
+  RefusalGuard& operator=(const RefusalGuard&) = delete;
+
+ protected:
+  bool refused() const { return std::uncaught_exceptions() > exceptions_; }
+  Backend& backend_;
 
  private:
-  Engine& engine_;
   const int exceptions_ = std::uncaught_exceptions();
+};
+
+// Stands at the top of every collective. When the call is refused, the collective still takes its
+// number, see Engine::skip().
+class SequenceSlot : public RefusalGuard {
+ public:
+  using RefusalGuard::RefusalGuard;
+  ~SequenceSlot();
 };
 
 class Backend final : public c10d::Backend {
@@ -110,7 +120,7 @@ class Backend final : public c10d::Backend {
   void monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) override;
 
   // Between these two the calls of this thread go out as ever; the Work of the second stands for
-  // all of them. Synchronous calls do not wait there.
+  // all of them.
   bool supportsCoalescing() const override { return true; }
   void startCoalescing() override;
   WorkPtr endCoalescing() override;
@@ -162,6 +172,7 @@ class Backend final : public c10d::Backend {
   // Closes every group of this process, which is about to end for this reason.
   static void close_all(const std::string& reason);
   Engine& engine() { return *engine_; }
+  void drop_coalescing();
 
  private:
   struct Call {
@@ -174,7 +185,7 @@ class Backend final : public c10d::Backend {
                  const Tensors& inputs, Tensors outputs);
   WorkPtr launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
                  Tensors outputs);
-  bool coalesces(const WorkPtr& work);
+  void join_if_coalescing(const WorkPtr& work);
   void run_abort_hooks();
   BackendPtr make_child(const StorePtr& store, int rank, int world_size, const OptionsPtr& opts);
   std::shared_ptr<Operation> all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
@@ -209,5 +220,13 @@ class Backend final : public c10d::Backend {
   std::map<int64_t, std::function<void()>> abort_hooks_;
   std::unique_ptr<Engine> engine_;  // last: its threads use the rest
 };
+
+inline RefusalGuard::~RefusalGuard() {
+  if (refused()) backend_.drop_coalescing();
+}
+
+inline SequenceSlot::~SequenceSlot() {
+  if (refused()) backend_.engine().skip();
+}
 
 }  // namespace pycomm

@@ -59,7 +59,7 @@ void check_own_split(const at::Tensor& output, const at::Tensor& input,
 }  // namespace
 
 Backend::WorkPtr Backend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::broadcast, tensors);
   OperationBuilder builder(Collective::broadcast, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -81,7 +81,7 @@ std::shared_ptr<Operation> Backend::all_reduce_one(const at::Tensor& tensor,
 
 Backend::WorkPtr Backend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) {
   if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, opts);
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::all_reduce, tensors);
   std::vector<std::shared_ptr<Operation>> operations{
       all_reduce_one(tensors[0], opts.reduceOp, opts.timeout)};
@@ -90,7 +90,7 @@ Backend::WorkPtr Backend::allreduce(Tensors& tensors, const c10d::AllreduceOptio
 }
 
 Backend::WorkPtr Backend::allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   PYCOMM_USAGE(tensors.size() == 1 && tensors[0].is_sparse(),
                "all_reduce: expected one sparse COO tensor");
   return launch({c10d::OpType::_ALLREDUCE_SPARSE, "pycomm:all_reduce", opts.asyncOp},
@@ -100,7 +100,7 @@ Backend::WorkPtr Backend::allreduce_sparse(Tensors& tensors, const c10d::Allredu
 
 Backend::WorkPtr Backend::allreduce_coalesced(Tensors& tensors,
                                               const c10d::AllreduceCoalescedOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   PYCOMM_USAGE(!tensors.empty(),
                "all_reduce: got an empty list, expected tensors (requires non-empty tensor list)");
   std::vector<std::shared_ptr<Operation>> operations;
@@ -112,7 +112,7 @@ Backend::WorkPtr Backend::allreduce_coalesced(Tensors& tensors,
 }
 
 Backend::WorkPtr Backend::reduce(Tensors& tensors, const c10d::ReduceOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::reduce, tensors);
   OperationBuilder builder(Collective::reduce, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -123,7 +123,7 @@ Backend::WorkPtr Backend::reduce(Tensors& tensors, const c10d::ReduceOptions& op
 
 Backend::WorkPtr Backend::allgather(TensorLists& outputs, Tensors& inputs,
                                     const c10d::AllgatherOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::all_gather, inputs);
   PYCOMM_USAGE(outputs.size() == 1, "all_gather: got ", outputs.size(),
                " output lists, expected one (requires non-empty tensor list)");
@@ -156,7 +156,7 @@ std::shared_ptr<Operation> Backend::all_gather_one(const at::Tensor& output,
 
 Backend::WorkPtr Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
                                           const c10d::AllgatherOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   std::vector<std::shared_ptr<Operation>> operations{all_gather_one(output, input, opts.timeout)};
   return launch({c10d::OpType::_ALLGATHER_BASE, "pycomm:all_gather", opts.asyncOp},
                 std::move(operations), {input}, {output});
@@ -164,7 +164,7 @@ Backend::WorkPtr Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
 
 Backend::WorkPtr Backend::allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                           const c10d::AllgatherOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   PYCOMM_USAGE(!inputs.empty() && inputs.size() == outputs.size(), "all_gather: got ",
                inputs.size(), " inputs and ", outputs.size(),
                " outputs, expected as many of each, and some");
@@ -179,7 +179,7 @@ Backend::WorkPtr Backend::allgather_into_tensor_coalesced(Tensors& outputs, Tens
 // Deprecated in torch and still called: outputs[rank][i] is what `rank` gave as its input i.
 Backend::WorkPtr Backend::allgather_coalesced(TensorLists& outputs, Tensors& inputs,
                                               const c10d::AllgatherOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   PYCOMM_USAGE(!inputs.empty(),
                "all_gather: got no input tensors, expected some (requires "
                "non-empty tensor list)");
@@ -213,7 +213,7 @@ Backend::WorkPtr Backend::allgather_coalesced(TensorLists& outputs, Tensors& inp
 #ifdef C10D_BACKEND_HAS_RECONFIGURE
 Backend::WorkPtr Backend::gather_single(at::Tensor& output, at::Tensor& input,
                                         const c10d::GatherOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_tensor(Collective::gather, input);
   OperationBuilder builder(Collective::gather, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -235,7 +235,7 @@ Backend::WorkPtr Backend::gather_single(at::Tensor& output, at::Tensor& input,
 
 Backend::WorkPtr Backend::gather(TensorLists& outputs, Tensors& inputs,
                                  const c10d::GatherOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::gather, inputs);
   OperationBuilder builder(Collective::gather, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -259,7 +259,7 @@ Backend::WorkPtr Backend::gather(TensorLists& outputs, Tensors& inputs,
 
 Backend::WorkPtr Backend::scatter(Tensors& outputs, TensorLists& inputs,
                                   const c10d::ScatterOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::scatter, outputs);
   OperationBuilder builder(Collective::scatter, opts.timeout);
   builder.set_root(opts.rootRank, getSize());
@@ -283,7 +283,7 @@ Backend::WorkPtr Backend::scatter(Tensors& outputs, TensorLists& inputs,
 
 Backend::WorkPtr Backend::reduce_scatter(Tensors& outputs, TensorLists& inputs,
                                          const c10d::ReduceScatterOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_one(Collective::reduce_scatter, outputs);
   PYCOMM_USAGE(inputs.size() == 1, "reduce_scatter: got ", inputs.size(),
                " input lists, expected one (requires non-empty tensor list)");
@@ -318,7 +318,7 @@ std::shared_ptr<Operation> Backend::reduce_scatter_one(const at::Tensor& output,
 
 Backend::WorkPtr Backend::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                                const c10d::ReduceScatterOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   std::vector<std::shared_ptr<Operation>> operations{
       reduce_scatter_one(output, input, opts.reduceOp, opts.timeout)};
   return launch({c10d::OpType::_REDUCE_SCATTER_BASE, "pycomm:reduce_scatter", opts.asyncOp},
@@ -327,7 +327,7 @@ Backend::WorkPtr Backend::_reduce_scatter_base(at::Tensor& output, at::Tensor& i
 
 Backend::WorkPtr Backend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                           const c10d::ReduceScatterOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   PYCOMM_USAGE(!inputs.empty() && inputs.size() == outputs.size(), "reduce_scatter: got ",
                inputs.size(), " inputs and ", outputs.size(),
                " outputs, expected as many of each, and some");
@@ -343,7 +343,7 @@ Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
                                         std::vector<int64_t>& output_sizes,
                                         std::vector<int64_t>& input_sizes,
                                         const c10d::AllToAllOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   check_tensor(Collective::all_to_all, input);
   check_tensor(Collective::all_to_all, output);
   check_same_dtype(Collective::all_to_all, output, input);
@@ -358,7 +358,7 @@ Backend::WorkPtr Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
 
 Backend::WorkPtr Backend::alltoall(Tensors& outputs, Tensors& inputs,
                                    const c10d::AllToAllOptions& opts) {
-  const SequenceSlot slot(*engine_);
+  const SequenceSlot slot(*this);
   PYCOMM_USAGE(!inputs.empty(), "all_to_all: got no input tensors, expected one for each rank");
   check_list(Collective::all_to_all, inputs, getSize(), inputs[0], "input");
   check_list(Collective::all_to_all, outputs, getSize(), inputs[0], "output");

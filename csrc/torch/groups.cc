@@ -6,6 +6,7 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "torch/backend.h"
+#include "torch/store.h"
 
 namespace pycomm {
 namespace {
@@ -72,7 +73,7 @@ Backend::BackendPtr Backend::shrink(const std::vector<int64_t>& ranks_to_exclude
     prefix += str("_", gone);
     if (gone < getRank()) --rank;
   }
-  return make_child(c10::make_intrusive<c10d::PrefixStore>(prefix, store_->clone()), rank,
+  return make_child(c10::make_intrusive<c10d::PrefixStore>(prefix, connection_of_own(store_)), rank,
                     getSize() - static_cast<int>(excluded.size()), opts);
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/deadline.h"
 #include "base/limits.h"
+#include "base/log.h"
 
 namespace pycomm {
 namespace {
@@ -98,8 +99,13 @@ void MonitoredBarrier::follow() const {
 }
 
 void MonitoredBarrier::clean() const {
-  for (int peer = 0; peer < world_size; ++peer) store->deleteKey(key(peer));
-  store->deleteKey(round + "verdict");
+  try {
+    for (int peer = 0; peer < world_size; ++peer) store->deleteKey(key(peer));
+    store->deleteKey(round + "verdict");
+  } catch (const std::exception& error) {
+    // Some stores cannot delete: their keys stay.
+    log(LogLevel::debug, rank, str("monitored_barrier leaves keys in the store: ", error.what()));
+  }
 }
 
 }  // namespace pycomm

@@ -4,6 +4,14 @@
 #include "base/error.h"
 
 namespace pycomm {
+
+c10::intrusive_ptr<c10d::Store> connection_of_own(const c10::intrusive_ptr<c10d::Store>& store) {
+  try {
+    return store->clone();
+  } catch (const std::exception&) {
+    return store;
+  }
+}
 namespace {
 
 // What the store says when it is gone names neither the store nor what that means for the group.

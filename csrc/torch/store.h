@@ -10,6 +10,10 @@
 
 namespace pycomm {
 
+// A client for calls that must not wait for those of other threads, where the store can be cloned;
+// stores written in Python cannot.
+c10::intrusive_ptr<c10d::Store> connection_of_own(const c10::intrusive_ptr<c10d::Store>& store);
+
 class C10dStore final : public Store {
  public:
   C10dStore(c10::intrusive_ptr<c10d::Store> store, int rank);

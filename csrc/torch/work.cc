@@ -27,9 +27,9 @@ Work::Work(std::shared_ptr<Completions> completions, int rank, int world_size, c
 void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
                   std::vector<std::shared_ptr<Operation>> operations) {
   work->operations_ = std::move(operations);
-  work->remaining_ = work->unexecuted_ = work->operations_.size();
+  work->remaining_ = work->operations_.size();
   work->order_ = engine.callback_order();
-  work->depth_ = work->order_->depth_here();
+  work->engine_ = &engine;
   work->completions_->begin();
   // A copy: the work may be finished, and its list read by others, while we still submit.
   const auto all = work->operations_;
@@ -37,7 +37,6 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
   try {
     for (const auto& operation : all) {
       operation->on_finished = [work](Operation& done) { work->on_operation_finished(done); };
-      operation->on_executed = [work] { work->on_operation_executed(); };
       engine.submit(operation);
       ++submitted;
     }
@@ -47,15 +46,6 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
     work->completions_->abandon();
     throw;
   }
-}
-
-// Collectives that Python callbacks of this work call come before all that were called after it, so
-// these must not start yet. Callbacks in C++ (DDP without a hook) call none and hold up nobody.
-void Work::on_operation_executed() {
-  if (unexecuted_.fetch_sub(1) != 1) return;
-  const std::lock_guard lock(mutex_);
-  sealed_ = true;
-  if (future_ && from_python_) gate_ = order_->close(depth_);
 }
 
 void Work::on_operation_finished(const Operation& operation) {
@@ -77,8 +67,10 @@ void Work::on_operation_finished(const Operation& operation) {
     recordFunctionEndCallback_ = nullptr;
   }
   c10::intrusive_ptr<c10::ivalue::Future> future, result;
+  GatePtr gate;
   {
     const std::lock_guard lock(mutex_);
+    gate = gate_;
     finished_ = std::chrono::steady_clock::now();
     completed_ = true;
     exception_ = first_error_;
@@ -91,9 +83,9 @@ void Work::on_operation_finished(const Operation& operation) {
        !exception_});
   if (!future && !result) return;
   const auto self = c10::intrusive_ptr<Work>::reclaim_copy(this);
-  completions_->pool().run([self, future, result] {
-    if (future && self->gate_) {
-      const CallbackOrder::Scope scope(self->order_, self->gate_);
+  completions_->pool().run([self, future, result, gate] {
+    if (future && gate) {
+      const CallbackOrder::Scope scope(self->order_, gate);
       self->complete(future);
     } else if (future) {
       self->complete(future);
@@ -121,6 +113,10 @@ void Work::complete_result(const c10::intrusive_ptr<c10::ivalue::Future>& future
 
 bool Work::wait(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
+  // Inside a callback that holds back what it waits for.
+  if (!completed_ && order_) {
+    if (const auto gate = order_->here()) engine_->give_way(gate, *operations_.back());
+  }
   const auto done = [this] { return completed_; };
   if (timeout == kNoTimeout || timeout.count() < 0) {
     cv_.wait(lock, done);  // ends at the operation's own deadline
@@ -141,27 +137,16 @@ bool Work::wait(std::chrono::milliseconds timeout) {
 
 int Work::sourceRank() const { return operations_.front()->source; }
 
-// A moment at most: the last operation has been executed. Finishing it may free tensors, and for
-// that need the GIL.
-void Work::await_completion(bool holds_gil) {
-  std::optional<pybind11::gil_scoped_release> release;
-  if (holds_gil) release.emplace();
-  std::unique_lock lock(mutex_);
-  cv_.wait(lock, [this] { return completed_; });
-}
-
+// Python may attach callbacks that call collectives, so the Future gets a gate, see
+// callback_order.h. Callbacks in C++ (DDP without a Python hook) call none and hold up nobody.
+// Messages get none either: what comes later may be what makes the peer send.
 c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
   const bool from_python = Py_IsInitialized() && PyGILState_Check();
   std::unique_lock lock(mutex_);
-  from_python_ |= from_python;
-  if (future_) return future_;
-  // Callbacks that are attached to a completed Future run at once, in the order of the program.
-  if (sealed_ && !completed_) {
-    lock.unlock();
-    await_completion(from_python);
-    lock.lock();
-    if (future_) return future_;
+  if (!completed_ && !gate_ && from_python && !c10d::isP2POp(opType_)) {
+    gate_ = engine_->hold_back();
   }
+  if (future_) return future_;
   future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
   const auto future = future_;
   const bool completed = completed_;

@@ -47,8 +47,6 @@ class Work final : public c10d::Work {
 #endif
 
  private:
-  void await_completion(bool holds_gil);
-  void on_operation_executed();
   void on_operation_finished(const Operation& operation);
 
   void complete(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
@@ -60,12 +58,10 @@ class Work final : public c10d::Work {
   std::vector<at::Tensor> outputs_;
   std::vector<at::Tensor> held_;
   std::vector<std::shared_ptr<Operation>> operations_;
-  std::atomic<size_t> remaining_{0}, unexecuted_{0};
+  std::atomic<size_t> remaining_{0};
+  Engine* engine_ = nullptr;  // under mutex_, and only until completed_
   std::shared_ptr<CallbackOrder> order_;
-  int depth_ = 0;                // of the last operation
-  bool sealed_ = false;          // under mutex_: too late to hold others back
-  bool from_python_ = false;     // under mutex_: whoever has the Future may attach Python callbacks
-  CallbackOrder::GatePtr gate_;  // closed until the Future's callbacks have run
+  GatePtr gate_;  // under mutex_: closed until the callbacks of the Future have run
   std::exception_ptr first_error_;
   FailureKind ended_as_ = FailureKind::none;
   c10::intrusive_ptr<c10::ivalue::Future> future_, result_;  // under mutex_

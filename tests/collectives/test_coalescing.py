@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -123,17 +124,37 @@ def test_a_threads_calls_are_not_joined_with_anothers() -> None:
     run_threads(two_threads, 2)
 
 
-def misuse(me: Rank) -> None:
+def unpaired(me: Rank) -> None:
     with pytest.raises(pycomm.UsageError, match="has not called start_coalescing"):
         me.group._end_coalescing(CPU)
-    me.group._start_coalescing(CPU)
-    with pytest.raises(pycomm.UsageError, match="coalesces already"):
-        me.group._start_coalescing(CPU)
-    me.group._end_coalescing(CPU).wait()
 
 
-def test_unpaired_calls_are_refused() -> None:
-    run_threads(misuse, 2)
+def test_an_end_without_a_start_is_refused() -> None:
+    run_threads(unpaired, 2)
+
+
+def interrupted(me: Rank) -> None:
+    """torch does not end what an exception interrupts."""
+    peer = 1 - me.rank
+    good = [
+        dist.P2POp(dist.isend, torch.ones(2), peer),
+        dist.P2POp(dist.irecv, torch.ones(2), peer),
+    ]
+    for _ in range(3):
+        with pytest.raises(pycomm.UsageError, match="tag"):
+            dist.batch_isend_irecv([dist.P2POp(dist.isend, torch.ones(2), peer, tag=-1)])
+        # Synchronous calls wait all the same.
+        if me.rank == 0:
+            time.sleep(0.3)
+        x = torch.full((1000,), float(me.rank))
+        dist.broadcast(x, 0)
+        assert (x == 0).all()
+        for work in dist.batch_isend_irecv(good):
+            work.wait()
+
+
+def test_after_a_refused_message_everything_goes_on() -> None:
+    run_ranks(interrupted, 2)
 
 
 def failing(me: Rank) -> str:

@@ -150,3 +150,73 @@ def traced(me: Rank, folder: str) -> None:
 
 def test_a_trace_holds_what_analysers_want_of_each_call(tmp_path: Path) -> None:
     run_ranks(traced, 2, str(tmp_path))
+
+
+# ---- collectives called in callbacks
+
+
+def called_in_callbacks(me: Rank) -> None:
+    """The same program, with delays of its own on each rank, so that callbacks run now or later."""
+    a, b, c, d = (torch.ones(n) for n in (10, 20, 30, 40))
+    for round_ in range(6):
+        first = dist.all_reduce(a, async_op=True)
+        second = dist.all_reduce(b, async_op=True)
+        if (me.rank + round_) % 2:
+            time.sleep(0.02)
+        future = first.get_future().then(lambda done: dist.all_reduce(c))
+        with pytest.raises(pycomm.UsageError):
+            dist.all_gather_into_tensor(torch.empty(5), torch.ones(4))
+        third = dist.all_reduce(d, async_op=True)
+        if (me.rank + round_) % 3:
+            time.sleep(0.02)
+        for work in (second, third):
+            work.wait()
+        future.wait()
+    for x in (a, b, c, d):
+        assert (x == me.world_size**6).all()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_collectives_of_callbacks_have_one_place_on_all_ranks(world_size: int) -> None:
+    run_ranks(called_in_callbacks, world_size)
+
+
+def callback_waits_for_a_later_call(me: Rank) -> None:
+    a, b = torch.ones(10), torch.ones(20)
+    called = threading.Event()
+    later = []
+
+    def callback(done) -> None:
+        called.wait()
+        later[0].wait()
+
+    future = dist.all_reduce(a, async_op=True).get_future().then(callback)
+    later.append(dist.all_reduce(b, async_op=True))
+    called.set()
+    future.wait()
+    assert (b == me.world_size).all()
+
+
+def test_a_callback_may_wait_for_what_was_called_later() -> None:
+    run_ranks(callback_waits_for_a_later_call, 2, timeout_s=20)
+
+
+def refused_works(me: Rank) -> int:
+    me.backend.close("the test ends it", False)
+    before = 0
+    for number in range(20):
+        if number == 10:  # the first error loads code
+            before = resident_kib()
+        with pytest.raises(RuntimeError):
+            me.group.allreduce([torch.ones(4_000_000)])
+    return resident_kib() - before
+
+
+def resident_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+def test_a_refused_call_does_not_keep_its_tensors() -> None:
+    (grown,) = run_threads(refused_works, 1)
+    assert grown < 60_000, f"{grown} KiB of 160 MB"

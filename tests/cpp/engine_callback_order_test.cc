@@ -12,7 +12,8 @@ namespace {
 
 constexpr uint64_t kSeed = 4711;
 
-// An operation with a callback, as torch/work.cc makes one: `callback` runs behind a gate.
+// An operation whose Future is asked for, at the latest when it is made, as torch/work.cc does it:
+// `callback` runs behind a gate.
 struct WithCallback {
   std::vector<float> memory;
   OperationPtr operation;
@@ -21,18 +22,17 @@ struct WithCallback {
   template <class Callback>
   WithCallback(Engine& engine, size_t count, float value, Callback callback)
       : memory(tensor(count, value)), operation(make(Collective::all_reduce, memory)) {
-    const auto order = engine.callback_order();
-    const auto gate = std::make_shared<CallbackOrder::GatePtr>();
-    operation->on_executed = [order, gate, depth = order->depth_here()] {
-      *gate = order->close(depth);
-    };
     engine.submit(operation);
-    thread = std::thread([this, order, gate, callback] {
-      operation->wait_finished(Deadline::never());
-      if (!*gate) return;  // the group failed before it was executed
-      const CallbackOrder::Scope scope(order, *gate);
-      callback();
-    });
+    attach(engine, callback);
+  }
+  template <class Callback>
+  void attach(Engine& engine, Callback callback) {
+    thread =
+        std::thread([this, order = engine.callback_order(), gate = engine.hold_back(), callback] {
+          operation->wait_finished(Deadline::never());
+          const CallbackOrder::Scope scope(order, gate);
+          callback(gate);
+        });
   }
   ~WithCallback() { thread.join(); }
 };
@@ -55,7 +55,7 @@ TEST("a collective of a callback precedes those called after its operation, on e
     with_group({transport}, 3, [&](auto& engine, int rank) {
       std::mt19937_64 random(kSeed + static_cast<uint64_t>(rank));  // other delays on each rank
       for (int round = 0; round < 15; ++round) {
-        WithCallback first(*engine, 100, 1, [&] {
+        WithCallback first(*engine, 100, 1, [&](const GatePtr&) {
           std::mt19937_64 mine(random());
           pause(mine);
           sum(*engine, 7, 3);
@@ -73,9 +73,9 @@ TEST("callbacks of what callbacks called come before their later siblings") {
   with_group({"shm"}, 2, [&](auto& engine, int rank) {
     std::mt19937_64 random(kSeed + static_cast<uint64_t>(rank));
     for (int round = 0; round < 20; ++round) {
-      WithCallback outer(*engine, 10, 1, [&] {
+      WithCallback outer(*engine, 10, 1, [&](const GatePtr&) {
         std::mt19937_64 mine(random());
-        WithCallback inner(*engine, 20, 1, [&] {
+        WithCallback inner(*engine, 20, 1, [&](const GatePtr&) {
           std::mt19937_64 deepest(mine());
           pause(deepest);
           sum(*engine, 30, 2);
@@ -95,7 +95,7 @@ TEST("queued collectives give way, and numbers follow the order in which they ru
     std::atomic<uint64_t> child{0};
     {
       std::atomic<bool> may_call{false};
-      WithCallback first(*engine, 10, 1, [&] {
+      WithCallback first(*engine, 10, 1, [&](const GatePtr&) {
         while (!may_call) std::this_thread::yield();
         auto mine = tensor(3, 1);
         const auto operation = make(Collective::all_reduce, mine);
@@ -118,19 +118,112 @@ TEST("queued collectives give way, and numbers follow the order in which they ru
   });
 }
 
+TEST("the place is where the Future was asked for, whether the operation was over by then or not") {
+  with_group({"shm"}, 2, [&](auto& engine, int rank) {
+    for (int round = 0; round < 10; ++round) {
+      auto a = tensor(10, 1), b = tensor(20, 1);
+      const auto first = make(Collective::all_reduce, a), second = make(Collective::all_reduce, b);
+      engine->submit(first);
+      engine->submit(second);
+      if (rank == 1) {
+        // Over: torch runs the callback on the spot.
+        engine->wait(*first, {});
+        sum(*engine, 30, 2);
+        sum(*engine, 40, 2);
+        continue;
+      }
+      const auto gate = engine->hold_back();
+      std::thread callback([&, order = engine->callback_order()] {
+        first->wait_finished(Deadline::never());
+        const CallbackOrder::Scope scope(order, gate);
+        sum(*engine, 30, 2);
+      });
+      sum(*engine, 40, 2);
+      callback.join();
+    }
+  });
+}
+
+TEST("a refused call keeps its number when a callback's collective comes before it") {
+  with_group({"shm"}, 2, [&](auto& engine, int rank) {
+    auto a = tensor(10, 1), b = tensor(20, 1);
+    const auto first = make(Collective::all_reduce, a), last = make(Collective::all_reduce, b);
+    engine->submit(first);
+    if (rank == 1) {
+      engine->wait(*first, {});
+      sum(*engine, 30, 2);
+      engine->skip();
+      engine->submit(last);
+    } else {
+      std::atomic<bool> called{false};
+      std::thread callback([&, order = engine->callback_order(), gate = engine->hold_back()] {
+        while (!called) std::this_thread::yield();
+        const CallbackOrder::Scope scope(order, gate);
+        sum(*engine, 30, 2);
+      });
+      engine->skip();
+      engine->submit(last);
+      called = true;
+      callback.join();
+    }
+    engine->wait(*last, {});
+    CHECK(last->sequence == 4, last->sequence.load());
+  });
+}
+
+TEST("a callback that waits for what it holds back gets it") {
+  with_group({"shm"}, 2, [&](auto& engine, int) {
+    auto b = tensor(20, 1);
+    const auto later = make(Collective::all_reduce, b);
+    std::atomic<bool> called{false};
+    {
+      WithCallback first(*engine, 10, 1, [&](const GatePtr& gate) {
+        while (!called) std::this_thread::yield();
+        engine->give_way(gate, *later);
+        engine->wait(*later, std::chrono::seconds(30));
+      });
+      engine->submit(later);
+      called = true;
+    }
+    check_all(b, 2, "later");
+  });
+}
+
+TEST("a callback that never returns is a timeout, not a hang") {
+  with_group({"shm"}, 2, [&](auto& engine, int) {
+    engine->set_timeout(std::chrono::milliseconds(300));
+    std::atomic<bool> over{false};
+    auto b = tensor(20, 1);
+    const auto later = make(Collective::all_reduce, b);
+    Failure failure;
+    {
+      WithCallback first(*engine, 10, 1, [&](const GatePtr&) {
+        while (!over) std::this_thread::yield();
+      });
+      engine->submit(later);
+      failure = failure_of([&] { engine->wait(*later, std::chrono::seconds(30)); });
+      over = true;
+    }
+    CHECK(failure.kind == FailureKind::timeout, failure.text);
+    CHECK(contains(failure, "callback"), failure.text);
+  });
+}
+
 TEST("a failure frees what a callback holds back") {
   with_group({"shm"}, 2, [&](auto& engine, int) {
     std::atomic<bool> over{false};
-    WithCallback first(*engine, 10, 1, [&] {
-      while (!over) std::this_thread::yield();
-    });
-    engine->wait(*first.operation, {});
     auto memory = tensor(5, 1);
     const auto held = make(Collective::all_reduce, memory);
-    engine->submit(held);
-    engine->abort("the test says so");
-    const auto failure = failure_of([&] { engine->wait(*held, std::chrono::seconds(30)); });
-    over = true;
+    Failure failure;
+    {
+      WithCallback first(*engine, 10, 1, [&](const GatePtr&) {
+        while (!over) std::this_thread::yield();
+      });
+      engine->submit(held);
+      engine->abort("the test says so");
+      failure = failure_of([&] { engine->wait(*held, std::chrono::seconds(30)); });
+      over = true;
+    }
     CHECK(failure.kind == FailureKind::aborted, failure.text);
   });
 }
@@ -138,9 +231,12 @@ TEST("a failure frees what a callback holds back") {
 TEST("another group's callback holds back nobody") {
   with_group({"shm"}, 2, [&](auto& engine, int) {
     const auto other = std::make_shared<CallbackOrder>([] {});
-    const CallbackOrder::Scope scope(other, other->close(0));
-    CHECK(engine->callback_order()->depth_here() == 0 && other->depth_here() == 1);
-    CHECK(!other->passes(0) && other->passes(1));
-    sum(*engine, 5, 2);
+    const auto gate = std::make_shared<CallbackGate>();
+    {
+      const CallbackOrder::Scope scope(other, gate);
+      CHECK(!engine->callback_order()->here() && other->here() == gate);
+      sum(*engine, 5, 2);
+    }
+    CHECK(gate->open);
   });
 }
