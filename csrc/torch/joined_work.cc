@@ -71,4 +71,42 @@ c10::intrusive_ptr<c10::ivalue::Future> JoinedWork::getFuture() {
   return joined;
 }
 
+c10::intrusive_ptr<c10::ivalue::Future> JoinedWork::getFutureResult() {
+  const auto joined = c10::make_intrusive<c10::ivalue::Future>(c10::IntType::get());
+  if (parts_.empty()) {
+    joined->markCompleted(c10::IValue(static_cast<int64_t>(c10d::WorkResult::SUCCESS)));
+    return joined;
+  }
+  const auto left = std::make_shared<std::atomic<size_t>>(parts_.size());
+  const auto self = c10::intrusive_ptr<JoinedWork>::reclaim_copy(this);
+  for (const auto& part : parts_) {
+    part->getFutureResult()->addCallback([self, joined, left](c10::ivalue::Future&) {
+      if (left->fetch_sub(1) != 1) return;
+      int64_t result = 0;
+      for (const auto& one : self->parts_) {
+        if (result == 0) result = one->getFutureResult()->constValue().toInt();
+      }
+      joined->markCompleted(c10::IValue(result));
+    });
+  }
+  return joined;
+}
+
+int JoinedWork::sourceRank() const {
+  for (const auto& part : parts_) {
+    if (part->retrieveOpType() == c10d::OpType::RECVANYSOURCE) return part->sourceRank();
+  }
+  return parts_.empty() ? -1 : parts_.front()->sourceRank();
+}
+
+uint64_t JoinedWork::getSequencenumber() const {
+  return parts_.empty() ? 0 : parts_.front()->getSequencenumber();
+}
+
+float JoinedWork::getDuration() const {
+  float longest = 0;
+  for (const auto& part : parts_) longest = std::max(longest, part->getDuration());
+  return longest;
+}
+
 }  // namespace pycomm

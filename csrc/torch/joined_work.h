@@ -23,6 +23,13 @@ class JoinedWork final : public c10d::Work {
   void blockCurrentStream() override { wait(kNoTimeout); }
   std::vector<at::Tensor> result() override;
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  // Of the first that failed, else success.
+  c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
+  // Of a batch with a single recv, who sent; of others that of the first.
+  int sourceRank() const override;
+  uint64_t getSequencenumber() const override;
+  // The longest of them, in milliseconds.
+  float getDuration() const override;
 
  private:
   const Parts parts_;

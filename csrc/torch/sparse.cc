@@ -101,6 +101,11 @@ std::vector<std::shared_ptr<Operation>> sparse_all_reduce(const at::Tensor& tens
   const bool average = op == c10d::ReduceOp::AVG;
   PYCOMM_USAGE(tensor.device().is_cpu(), "all_reduce: got a sparse tensor on ", tensor.device(),
                ", expected one on cpu; move it with .cpu()");
+  // torch hands over view_as_real() of a complex tensor. Of a sparse one that is a tensor of its
+  // own, and the sum would never reach the caller's.
+  PYCOMM_USAGE(!tensor.is_view(),
+               "all_reduce: got a view of a sparse tensor, or a sparse complex tensor, whose sum "
+               "would be lost; reduce the tensor itself, a complex one as to_dense()");
   PYCOMM_USAGE(average || op == c10d::ReduceOp::SUM,
                "all_reduce: only sum and avg have a meaning on a sparse tensor, whose missing "
                "entries are zeros; call to_dense() first");

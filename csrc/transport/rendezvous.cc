@@ -65,7 +65,7 @@ Rendezvous::Rendezvous(Store& store, PeerAddress mine, Deadline deadline)
 // Asks again and again instead of blocking in the store, because a rank that never comes may have
 // said why, and because c10d's TCPStore logs every wait that times out. The pauses grow with the
 // wait, so they lengthen it by half at most; they are longer in large groups, which share a store.
-std::string Rendezvous::get(const std::string& key, const std::function<void()>& look) {
+void Rendezvous::await(const std::string& key, const std::function<void()>& look) {
   const auto pause_max = std::max<std::chrono::nanoseconds>(
       kSetupPause, kSetupPausePerRank * static_cast<int64_t>(mine_.world_size));
   auto pause = std::chrono::nanoseconds(kSetupPauseFirst);
@@ -81,7 +81,6 @@ std::string Rendezvous::get(const std::string& key, const std::function<void()>&
     std::this_thread::sleep_for(std::min(pause, deadline_.remaining()));
     pause = std::min(pause + pause / 2, pause_max);
   }
-  return store_.get(key, deadline_);
 }
 
 std::vector<PeerAddress> Rendezvous::exchange(const PeerAddress& mine) {
@@ -90,7 +89,8 @@ std::vector<PeerAddress> Rendezvous::exchange(const PeerAddress& mine) {
   std::vector<PeerAddress> all;
   for (int peer = 0; peer < mine_.world_size; ++peer) {
     try {
-      all.push_back(PeerAddress::parse(get(address_key(peer), [this] { look(); })));
+      await(address_key(peer), [this] { look(); });
+      all.push_back(PeerAddress::parse(store_.get(address_key(peer), deadline_)));
     } catch (const CommError& error) {
       if (told_ || error.failure().kind != FailureKind::timeout) throw;
       throw CommError(
@@ -109,7 +109,8 @@ void Rendezvous::finish(const std::function<void()>& look, const Patience& patie
     return;
   }
   try {
-    get(kFinished, look);
+    // Not read: whoever serves the store may end as soon as all have it.
+    await(kFinished, look);
   } catch (const CommError& error) {
     if (told_ || error.failure().kind != FailureKind::timeout) throw;
     patience.ask_why();

@@ -34,7 +34,8 @@ class Rendezvous {
   void tell(const Failure& failure) noexcept;
 
  private:
-  std::string get(const std::string& key, const std::function<void()>& look);
+  // Returns when the key exists.
+  void await(const std::string& key, const std::function<void()>& look);
 
   static constexpr const char* kFailed = "pycomm/failed";
   static constexpr const char* kConnected = "pycomm/connected";

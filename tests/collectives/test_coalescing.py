@@ -63,6 +63,7 @@ def futures(me: Rank) -> None:
     seen = work.get_future().then(lambda done: [t.data_ptr() for t in done.value()]).wait()
     assert seen == [x.data_ptr()] * 4
     assert (x == me.world_size**4).all()
+    assert work.get_future_result().wait() == 0 and work._get_duration() > 0
     me.group._start_coalescing(CPU)
     nothing = me.group._end_coalescing(CPU)
     nothing.wait()

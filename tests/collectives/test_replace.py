@@ -120,9 +120,12 @@ def other_calls(me: Rank) -> dict[str, Any]:
     replace.install()
     me.init(name="gloo")
     x = torch.arange(4.0, requires_grad=True)
-    parts = differentiable.all_to_all([torch.empty(2), torch.empty(2)], list((x * 2).split(2)))
+    # Its default is the group that was there when the module was first imported.
+    world = dist.group.WORLD
+    outputs = [torch.empty(2), torch.empty(2)]
+    parts = differentiable.all_to_all(outputs, list((x * 2).split(2)), group=world)
     sum(parts).sum().backward()
-    gathered = differentiable.all_gather(x)
+    gathered = differentiable.all_gather(x, group=world)
     sum(gathered).sum().backward()
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data", "model"))
     if dist.get_backend() == "gloo":  # torch before 2.14 refuses it under other names

@@ -83,9 +83,11 @@ def refused(me: Rank) -> None:
     x = sparse(0, (5,), 1, 2, torch.float32)
     with pytest.raises(pycomm.UsageError, match="only sum and avg have a meaning on a sparse"):
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    with pytest.raises(pycomm.UsageError, match="a sparse complex tensor"):
+        dist.all_reduce(sparse(0, (5,), 1, 2, torch.complex64))
 
 
-def test_other_ops_are_refused() -> None:
+def test_other_ops_and_complex_numbers_are_refused() -> None:
     run_ranks(refused, 2)
 
 

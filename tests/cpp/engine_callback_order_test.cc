@@ -37,6 +37,12 @@ struct WithCallback {
   ~WithCallback() { thread.join(); }
 };
 
+// Sets a flag when a block is left, however it is left: a callback that spins on it is joined then.
+struct SetAtEnd {
+  std::atomic<bool>& flag;
+  ~SetAtEnd() { flag = true; }
+};
+
 // Each count is called on every rank, so a pair out of order is a mismatch that fails the group.
 void sum(Engine& engine, size_t count, int world_size) {
   auto memory = tensor(count, 1);
@@ -102,11 +108,11 @@ TEST("queued collectives give way, and numbers follow the order in which they ru
         engine->run(operation);
         child = operation->sequence.load();
       });
+      const SetAtEnd end{may_call};
       for (auto& one : memory) {
         queued.push_back(make(Collective::all_reduce, one));
         engine->submit(queued.back());
       }
-      may_call = true;
     }
     for (size_t k = 0; k < queued.size(); ++k) {
       engine->wait(*queued[k], {});
@@ -182,8 +188,8 @@ TEST("a callback that waits for what it holds back gets it") {
         engine->give_way(gate, *later);
         engine->wait(*later, std::chrono::seconds(30));
       });
+      const SetAtEnd end{called};
       engine->submit(later);
-      called = true;
     }
     check_all(b, 2, "later");
   });
@@ -200,9 +206,8 @@ TEST("a callback that never returns is a timeout, not a hang") {
       WithCallback first(*engine, 10, 1, [&](const GatePtr&) {
         while (!over) std::this_thread::yield();
       });
-      engine->submit(later);
-      failure = failure_of([&] { engine->wait(*later, std::chrono::seconds(30)); });
-      over = true;
+      const SetAtEnd end{over};
+      failure = failure_of([&] { engine->run(later); });
     }
     CHECK(failure.kind == FailureKind::timeout, failure.text);
     CHECK(contains(failure, "callback"), failure.text);
@@ -219,10 +224,10 @@ TEST("a failure frees what a callback holds back") {
       WithCallback first(*engine, 10, 1, [&](const GatePtr&) {
         while (!over) std::this_thread::yield();
       });
-      engine->submit(held);
-      engine->abort("the test says so");
-      failure = failure_of([&] { engine->wait(*held, std::chrono::seconds(30)); });
-      over = true;
+      const SetAtEnd end{over};
+      std::thread aborts([&] { engine->abort("the test says so"); });
+      failure = failure_of([&] { engine->run(held); });
+      aborts.join();
     }
     CHECK(failure.kind == FailureKind::aborted, failure.text);
   });
