@@ -61,8 +61,8 @@ TEST("a collective of a callback precedes those called after its operation, on e
     with_group({transport}, 3, [&](auto& engine, int rank) {
       std::mt19937_64 random(kSeed + static_cast<uint64_t>(rank));  // other delays on each rank
       for (int round = 0; round < 15; ++round) {
-        WithCallback first(*engine, 100, 1, [&](const GatePtr&) {
-          std::mt19937_64 mine(random());
+        WithCallback first(*engine, 100, 1, [&, seed = random()](const GatePtr&) {
+          std::mt19937_64 mine(seed);
           pause(mine);
           sum(*engine, 7, 3);
           pause(mine);
@@ -79,10 +79,10 @@ TEST("callbacks of what callbacks called come before their later siblings") {
   with_group({"shm"}, 2, [&](auto& engine, int rank) {
     std::mt19937_64 random(kSeed + static_cast<uint64_t>(rank));
     for (int round = 0; round < 20; ++round) {
-      WithCallback outer(*engine, 10, 1, [&](const GatePtr&) {
-        std::mt19937_64 mine(random());
-        WithCallback inner(*engine, 20, 1, [&](const GatePtr&) {
-          std::mt19937_64 deepest(mine());
+      WithCallback outer(*engine, 10, 1, [&, seed = random()](const GatePtr&) {
+        std::mt19937_64 mine(seed);
+        WithCallback inner(*engine, 20, 1, [&, seed = mine()](const GatePtr&) {
+          std::mt19937_64 deepest(seed);
           pause(deepest);
           sum(*engine, 30, 2);
         });
