@@ -120,8 +120,14 @@ class Host:
         self.namespace = Namespace()
         self.ipv4 = ipv4
         # As IPv4 addresses do, so that a card can be taken down and up again.
-        keep = Path("/proc/sys/net/ipv6/conf/all/keep_addr_on_down")
-        self.namespace.call(lambda: keep.write_text("1"))
+        # Nobody looks for duplicates: until that is over a link-local address cannot be used.
+        settings = {"all/keep_addr_on_down": "1", "all/accept_dad": "0", "default/accept_dad": "0"}
+
+        def write() -> None:
+            for name, value in settings.items():
+                Path("/proc/sys/net/ipv6/conf", name).write_text(value)
+
+        self.namespace.call(write)
 
     def address(self, network: int = 0) -> str:
         return f"10.{77 + network}.0.{self.index + 1}"

@@ -77,9 +77,9 @@ TENSORS = [
     ),
     Mistake(
         "a sparse tensor",
-        lambda me, b: b.allreduce([f32(3).to_sparse()]),
-        "layout Sparse",
-        "expected a dense one",
+        lambda me, b: b.allreduce([f32(3).to_sparse()], dist.ReduceOp.MAX),
+        "a sparse tensor",
+        "only sum and avg",
         "call to_dense()",
     ),
     Mistake(
