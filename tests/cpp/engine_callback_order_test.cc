@@ -197,7 +197,6 @@ TEST("a callback that waits for what it holds back gets it") {
 
 TEST("a callback that never returns is a timeout, not a hang") {
   with_group({"shm"}, 2, [&](auto& engine, int) {
-    engine->set_timeout(std::chrono::milliseconds(300));
     std::atomic<bool> over{false};
     auto b = tensor(20, 1);
     const auto later = make(Collective::all_reduce, b);
@@ -207,6 +206,8 @@ TEST("a callback that never returns is a timeout, not a hang") {
         while (!over) std::this_thread::yield();
       });
       const SetAtEnd end{over};
+      first.operation->wait_finished(Deadline::never());
+      engine->set_timeout(std::chrono::seconds(1));
       failure = failure_of([&] { engine->run(later); });
     }
     CHECK(failure.kind == FailureKind::timeout, failure.text);
@@ -215,7 +216,7 @@ TEST("a callback that never returns is a timeout, not a hang") {
 }
 
 TEST("a failure frees what a callback holds back") {
-  with_group({"shm"}, 2, [&](auto& engine, int) {
+  with_group({"shm"}, 2, [&](auto& engine, int rank) {
     std::atomic<bool> over{false};
     auto memory = tensor(5, 1);
     const auto held = make(Collective::all_reduce, memory);
@@ -225,7 +226,11 @@ TEST("a failure frees what a callback holds back") {
         while (!over) std::this_thread::yield();
       });
       const SetAtEnd end{over};
-      std::thread aborts([&] { engine->abort("the test says so"); });
+      std::thread aborts([&] {
+        if (rank != 0) return;
+        first.operation->wait_finished(Deadline::never());  // so rank 1 has called it
+        engine->abort("the test says so");
+      });
       failure = failure_of([&] { engine->run(held); });
       aborts.join();
     }
