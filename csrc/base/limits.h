@@ -69,6 +69,19 @@ inline constexpr auto kStorePollMin = 1ms;
 inline constexpr auto kStorePollMax = 20ms;
 inline constexpr auto kVerdictPatience = 1s;
 
+// The arena. Allocations of this size and more are worth a place in it: from here on reducing in
+// place is ahead of frames, and a page's rounding is at most a sixteenth.
+inline constexpr size_t kArenaThresholdBytes = 64 * 1024;
+// Looking how much memory is left costs about as much as touching 30 pages; done once for this
+// much.
+inline constexpr size_t kArenaGrantBytes = 64 * 1024 * 1024;
+// What the arena leaves to everybody else before it answers that there is no memory.
+inline constexpr size_t kArenaReserveBytes = 128 * 1024 * 1024;
+// Under a limit of address space each process maps its own arena and its peers'.
+inline constexpr size_t kArenaAddressShare = 8;
+// How long fork waits for the child to copy what is in use; some 2 GB/s.
+inline constexpr auto kForkPatience = 30s;
+
 // Free memory that the pool behind Backend::allocateTensor keeps for the next tensor.
 inline constexpr size_t kPoolBytesMax = 256 * 1024 * 1024;
 

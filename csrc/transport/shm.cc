@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "transport/arena.h"
 #include "transport/handshake.h"
 
 namespace pycomm {
@@ -81,11 +82,12 @@ bool ShmTransport::reaches(const PeerAddress& mine, const PeerAddress& theirs) c
 }
 
 Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> passed) const {
-  if (passed.size() != 2) {
-    throw CommError(Failure{
-        FailureKind::system,
-        str("rank ", peer, " passed ", passed.size(), " descriptors during set-up, expected 2"),
-        {peer}});
+  // Inbox, eventfd, and the arena where there is one.
+  if (passed.size() != 2 && passed.size() != 3) {
+    throw CommError(Failure{FailureKind::system,
+                            str("rank ", peer, " passed ", passed.size(),
+                                " descriptors during set-up, expected 2 or 3"),
+                            {peer}});
   }
   auto shared = std::make_shared<ShmPeer>();
   shared->outbox = Mapping(passed[0].get(), rings_offset(rank), kLanes * layout_.bytes());
@@ -102,13 +104,15 @@ Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> pass
   link.control = std::make_unique<ControlLink>(std::move(socket), pid);
   link.progress = std::shared_ptr<const RankProgress>(
       shared, &reinterpret_cast<RankPage*>(shared->bell_page.data())->progress);
+  if (passed.size() == 3) link.arena = PeerArena::open(std::move(passed[2]));
   link.transport = name();
   return link;
 }
 
 std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresses, int rank,
                                         const std::vector<int>& peers, Patience& patience) {
-  const std::vector<int> mine{segment_.get(), event_fd_.get()};
+  std::vector<int> mine{segment_.get(), event_fd_.get()};
+  if (const int arena = Arena::of_process().fd(); arena >= 0) mine.push_back(arena);
   const auto hello_to = [&](int peer) {
     Hello hello;
     hello.rank = rank;

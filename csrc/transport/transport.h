@@ -15,6 +15,7 @@
 #include "transport/control_link.h"
 #include "transport/doorbell.h"
 #include "transport/patience.h"
+#include "transport/peer_arena.h"
 
 namespace pycomm {
 
@@ -28,6 +29,7 @@ struct Link {
   std::unique_ptr<ControlLink> control;
   std::string_view transport = "self";
   std::shared_ptr<const RankProgress> progress;  // null where it cannot be seen (tcp)
+  std::shared_ptr<PeerArena> arena;              // null where the peer has none or cannot share it
   std::vector<int> sockets;                      // to watch for data; owned by the channels
 };
 

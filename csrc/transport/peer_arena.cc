@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#include "transport/peer_arena.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <map>
+
+#include "base/limits.h"
+#include "transport/arena.h"
+#include "transport/arena_fork.h"
+
+namespace pycomm {
+namespace {
+
+// The arenas in use, by token. Lives as long as the process, as links may.
+struct Opened {
+  std::mutex mutex;
+  std::map<Token, std::weak_ptr<PeerArena>> arenas;
+
+  static Opened& get() {
+    static Opened* const opened = new Opened;
+    return *opened;
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<PeerArena> PeerArena::open(Fd fd) {
+  ArenaHeader header;
+  struct stat facts{};
+  const int seals = ::fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0 || !(seals & F_SEAL_SHRINK) || ::fstat(fd.get(), &facts) != 0 ||
+      ::pread(fd.get(), &header, sizeof(header), 0) != sizeof(header) ||
+      header.magic != ArenaHeader::kMagic ||
+      header.capacity != static_cast<uint64_t>(facts.st_size)) {
+    return nullptr;
+  }
+  auto& mine = Arena::of_process();
+  std::byte* const own = mine.fd() >= 0 && mine.token() == header.token ? mine.base() : nullptr;
+  auto& opened = Opened::get();
+  const std::lock_guard lock(opened.mutex);
+  std::erase_if(opened.arenas, [](const auto& one) { return one.second.expired(); });
+  auto& known = opened.arenas[header.token];
+  if (auto again = known.lock()) return again;
+  std::shared_ptr<PeerArena> made(new PeerArena(std::move(fd), header.token, header.capacity, own));
+  known = made;
+  return made;
+}
+
+PeerArena::PeerArena(Fd fd, Token token, size_t capacity, std::byte* own)
+    : fd_(std::move(fd)), token_(token), capacity_(capacity), own_(own != nullptr), base_(own) {
+  if (!own_) ArenaFork::add(this);
+}
+
+PeerArena::~PeerArena() {
+  if (own_) return;
+  ArenaFork::remove(this);
+  if (auto* const base = base_.load()) ::munmap(base, capacity_);
+}
+
+std::byte* PeerArena::at(size_t offset, size_t bytes) {
+  if (offset < kPageBytes || offset > capacity_ || bytes > capacity_ - offset) return nullptr;
+  auto* base = base_.load(std::memory_order_acquire);
+  if (!base) base = map();
+  return base ? base + offset : nullptr;
+}
+
+std::byte* PeerArena::map() {
+  const std::lock_guard lock(mapping_);
+  if (auto* const base = base_.load()) return base;
+  if (unmappable_) return nullptr;
+  void* const at =
+      ::mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_.get(), 0);
+  unmappable_ = at == MAP_FAILED;
+  if (unmappable_) return nullptr;
+  ::madvise(at, capacity_, MADV_HUGEPAGE);
+  ::madvise(at, capacity_, MADV_DONTDUMP);  // its owner dumps it
+  base_.store(static_cast<std::byte*>(at), std::memory_order_release);
+  return base_.load();
+}
+
+}  // namespace pycomm
