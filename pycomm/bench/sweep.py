@@ -16,6 +16,7 @@ from pycomm.bench.rows import Row, with_ratios
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore
 
 GRACE_S = 5.0  # a backend's own timeout names the culprit, so it gets the chance to come first
 
@@ -85,18 +86,32 @@ def rank_main(context: Context, sweep: Sweep) -> None:
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
 
-    from pycomm.bench.calls import Arena
-    from pycomm.bench.measure import Bench, Effort
-
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = timedelta(seconds=sweep.timeout_s)
     store = TCPStore("127.0.0.1", context.store_port, is_master=False, timeout=timeout)
+    measure_cells(context, sweep, join_all(context, sweep, store))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def join_all(context: Context, sweep: Sweep, store: TCPStore) -> dict[str, dist.ProcessGroup]:
+    """Makes the default group, and one for each of the sweep's backends."""
+    import torch.distributed as dist
+
+    timeout = timedelta(seconds=sweep.timeout_s)
     # The default group only carries agreement between ranks; what is measured has its own group.
     dist.init_process_group(
         "gloo", store=store, rank=context.rank, world_size=context.world, timeout=timeout
     )
-    groups = join_groups(sweep.backends, timeout, context)
+    return join_groups(sweep.backends, timeout, context)
+
+
+def measure_cells(context: Context, sweep: Sweep, groups: dict[str, dist.ProcessGroup]) -> None:
+    """One rank's part of all cells; rank 0 emits the rows of each."""
+    from pycomm.bench.calls import Arena
+    from pycomm.bench.measure import Bench, Effort
+
     cells = sweep.cells(context.world)
     arena = Arena(max((cell.bytes for cell in cells), default=0))
     effort = Effort(sweep.seconds, sweep.iterations, sweep.check_only, sweep.timeout_s / 2)
@@ -113,8 +128,6 @@ def rank_main(context: Context, sweep: Sweep) -> None:
         rows = bench.run_cell(cell)
         if context.rank == 0:
             context.emit(rows)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def join_groups(
