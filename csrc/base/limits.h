@@ -28,6 +28,10 @@ inline constexpr size_t kRingBytesPerRankMax = 32 * 1024 * 1024;
 // Payloads of this size and less travel inside the frame header's cache line.
 inline constexpr size_t kInlinePayloadBytes = 16;
 
+// A sum that goes into several memories is made and copied in blocks that stay in the first-level
+// cache (32 to 48 KiB) together with one operand.
+inline constexpr size_t kAnswerBlockBytes = 8 * 1024;
+
 // Waiting: spin, then yield, then sleep. A cache line crosses cores many times faster than a futex
 // wakes a sleeper, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the
 // awaited peer may need this very core, so spinning gives way at once.

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/reduce.h"
-
 namespace pycomm {
 
 size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes) {
@@ -116,6 +114,7 @@ bool Executor::ready(size_t index) const {
 Executor::Progress Executor::advance() {
   try {
     bool moved = false;
+    referred_ = false;
     for (size_t i = first_; i < cursors_.size(); ++i) {
       Cursor& cursor = cursors_[i];
       if (cursor.done < cursor.total && ready(i) && step(i)) {
@@ -126,6 +125,7 @@ Executor::Progress Executor::advance() {
       if (i == first_ && cursor.done == cursor.total) ++first_;
     }
     if (first_ == cursors_.size()) return flush() ? Progress::done : Progress::blocked;
+    moved |= referred_;
     if (!moved) flush();
     return moved ? Progress::moved : Progress::blocked;
   } catch (const CommError& error) {
@@ -149,7 +149,7 @@ bool Executor::step(size_t index) {
   const uint32_t segment = cursors_[index].done;
   switch (one.kind) {
     case Instruction::Kind::send:
-      return send(one, segment);
+      return send(index);
     case Instruction::Kind::recv:
       return receive(one, segment);
     case Instruction::Kind::fold:
@@ -162,7 +162,11 @@ bool Executor::step(size_t index) {
   return false;
 }
 
-bool Executor::send(const Instruction& one, uint32_t segment) {
+bool Executor::send(size_t index) {
+  const auto pass = pass_whole(index);
+  if (pass != Pass::as_payload) return pass == Pass::last_done;
+  const Instruction& one = program_->instructions[index];
+  const uint32_t segment = cursors_[index].done;
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const size_t bytes = segment_size(chunk, segment);
   Channel& channel = mesh_.channel(one.peer, Lane::collective);
@@ -175,8 +179,9 @@ bool Executor::send(const Instruction& one, uint32_t segment) {
 }
 
 // The frame at hand, if it has come and belongs here.
-bool Executor::peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFrame& frame) {
+bool Executor::peek(const Instruction& one, int peer, uint32_t segment, ReceivedFrame& frame) {
   if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) return false;
+  const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const OpSignature expected = signature_for(chunk);
   if (frame.header.tag != expected.pack()) {
     const auto theirs = OpSignature::unpack(frame.header.tag);
@@ -184,12 +189,15 @@ bool Executor::peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFram
         FailureKind::mismatch, explain_mismatch(expected, theirs, mesh_.rank(), peer), {peer}};
     return false;
   }
-  const size_t bytes = segment_size(chunk, segment);
+  const bool refers = frame.window.data != nullptr;
+  const size_t given = refers ? frame.window.bytes : frame.header.payload_bytes;
+  const size_t bytes = refers ? chunk.bytes : segment_size(chunk, segment);
   const uint32_t number = received_frames_[static_cast<size_t>(peer)];
-  if (frame.header.payload_bytes != bytes || frame.header.number != number) {
+  const bool fits = given == bytes || (given == 0 && segment == 0 && answer_is_here(one));
+  if (!fits || frame.header.number != number) {
     failure_ = {FailureKind::mismatch,
-                str("rank ", peer, " sent frame ", frame.header.number, " of ",
-                    frame.header.payload_bytes, " bytes, expected frame ", number, " of ", bytes,
+                str("rank ", peer, " sent frame ", frame.header.number, " of ", given,
+                    " bytes, expected frame ", number, " of ", bytes,
                     " bytes; a frame was lost or all ranks do not run the same pycomm"),
                 {peer}};
     return false;
@@ -205,9 +213,17 @@ void Executor::consume(int peer) {
 bool Executor::receive(const Instruction& one, uint32_t segment) {
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   ReceivedFrame frame;
-  if (!peek(one.peer, chunk, segment, frame)) return false;
-  if (frame.header.payload_bytes) {
-    std::memcpy(chunk.data + segment * segment_bytes_, frame.payload, frame.header.payload_bytes);
+  if (!peek(one, one.peer, segment, frame)) return false;
+  const size_t offset = segment * segment_bytes_;
+  const size_t bytes = segment_size(chunk, segment);
+  Cursor& cursor = cursors_[static_cast<size_t>(&one - program_->instructions.data())];
+  if (frame.window.data) {
+    std::memcpy(chunk.data + offset, frame.window.data + offset, bytes);
+    if (segment + 1 < cursor.total) return true;
+  } else if (frame.header.payload_bytes) {
+    std::memcpy(chunk.data + offset, frame.payload, bytes);
+  } else {
+    cursor.done = cursor.total - 1;  // the whole chunk is empty, or here already
   }
   consume(one.peer);
   return true;
@@ -217,15 +233,20 @@ bool Executor::fold(const Instruction& one, uint32_t segment) {
   const Chunk& target = chunks_[static_cast<size_t>(one.target)];
   const Chunk& own = chunks_[static_cast<size_t>(one.source)];
   const size_t offset = segment * segment_bytes_;
+  const size_t operands = one.operands.size();
+  frames_.resize(operands);
   sources_.clear();
-  for (const int rank : one.operands) {
-    if (rank == mesh_.rank()) {
+  answers_.clear();
+  for (size_t k = 0; k < operands; ++k) {
+    ReceivedFrame& frame = frames_[k];
+    if (one.operands[k] == mesh_.rank()) {
       sources_.push_back(own.data + offset);
       continue;
     }
-    ReceivedFrame frame;
-    if (!peek(rank, target, segment, frame)) return false;
-    sources_.push_back(frame.payload);
+    if (!peek(one, one.operands[k], segment, frame)) return false;
+    sources_.push_back(frame.window.data ? frame.window.data + offset : frame.payload);
+    if (!frame.window.answer_here || one.answers[k] < 0) continue;
+    answers_.push_back(frame.window.data + offset);
   }
   if (const size_t bytes = segment_size(target, segment)) {
     ReduceTask task;
@@ -233,15 +254,26 @@ bool Executor::fold(const Instruction& one, uint32_t segment) {
     task.dtype = operation_->dtype;
     task.target = target.data + offset;
     task.sources = sources_.data();
-    task.source_count = static_cast<int>(sources_.size());
+    task.source_count = static_cast<int>(operands);
     task.count = bytes / element_bytes_;
     task.divisor = one.completes && operation_->op == ReduceOp::avg ? mesh_.world_size() : 1;
-    reduce(task);
+    reduce_and_answer(task);
   }
-  for (const int rank : one.operands) {
-    if (rank != mesh_.rank()) consume(rank);
-  }
+  finish_fold(one, segment);
   return true;
+}
+
+// What was read is given back: a reference after its last segment.
+void Executor::finish_fold(const Instruction& one, uint32_t segment) {
+  const Cursor& cursor = cursors_[static_cast<size_t>(&one - program_->instructions.data())];
+  for (size_t k = 0; k < one.operands.size(); ++k) {
+    if (one.operands[k] == mesh_.rank()) continue;
+    const Window& window = frames_[k].window;
+    if (window.answer_here && one.answers[k] >= 0) {
+      cursors_[static_cast<size_t>(one.answers[k])].passage = Passage::placed;
+    }
+    if (!window.data || segment + 1 == cursor.total) consume(one.operands[k]);
+  }
 }
 
 bool Executor::reduce_local(const Instruction& one, uint32_t segment) {

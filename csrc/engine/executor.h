@@ -15,6 +15,7 @@
 #include "engine/operation.h"
 #include "engine/program.h"
 #include "engine/signature.h"
+#include "kernels/reduce.h"
 #include "transport/mesh.h"
 
 namespace pycomm {
@@ -37,6 +38,9 @@ class Executor {
   // this rank expects nothing there (two ranks that disagree about the root). True when it failed
   // over one.
   bool find_contradiction();
+  // After a failure: peers may still work on the memory that references lead to, so the arena never
+  // gives it out again.
+  void quarantine_windows();
 
  private:
   struct Chunk {
@@ -44,21 +48,37 @@ class Executor {
     size_t bytes = 0;
     size_t count = 0;
   };
+  // How a send's chunk travels.
+  enum class Passage : uint8_t {
+    undecided,
+    payload,   // a copy, segment by segment
+    referred,  // as one reference, which the peer has not consumed yet
+    placed,    // not at all: a fold writes it into the peer's memory
+  };
   struct Cursor {
     uint32_t done = 0;   // segments
     uint32_t total = 0;  // segments, at least one: an empty chunk travels as an empty frame
+    Passage passage = Passage::undecided;
   };
+  enum class Pass { as_payload, later, last_done };
 
   void lay_out_chunks();
   bool ready(size_t index) const;
   bool step(size_t index);
-  bool send(const Instruction& one, uint32_t segment);
+  bool send(size_t index);
   bool receive(const Instruction& one, uint32_t segment);
   bool fold(const Instruction& one, uint32_t segment);
+  void finish_fold(const Instruction& one, uint32_t segment);
   bool reduce_local(const Instruction& one, uint32_t segment);
   bool copy(const Instruction& one, uint32_t segment);
-  bool peek(int peer, const Chunk& chunk, uint32_t segment, ReceivedFrame& frame);
+  bool peek(const Instruction& one, int peer, uint32_t segment, ReceivedFrame& frame);
   void consume(int peer);
+  // References and answers in place: executor_windows.cc.
+  bool ready_whole(size_t index) const;
+  Pass pass_whole(size_t index);
+  void refer(size_t index);
+  bool answer_is_here(const Instruction& one) const;
+  void reduce_and_answer(ReduceTask task);
   size_t segment_size(const Chunk& chunk, uint32_t segment) const;
   OpSignature signature_for(const Chunk& chunk) const;
   bool flush();
@@ -71,12 +91,15 @@ class Executor {
   size_t segment_bytes_ = 0;  // a multiple of the element's size
   std::vector<Chunk> chunks_;
   std::vector<Cursor> cursors_;
-  size_t first_ = 0;  // instructions before it are done
+  size_t first_ = 0;       // instructions before it are done
+  bool referred_ = false;  // a reference has left since advance() began
   // By peer, in this operation. Chunks of one size look alike; by its number a lost frame is
   // missed.
   std::vector<uint32_t> sent_frames_, received_frames_;
   std::vector<std::byte> scratch_;
+  std::vector<ReceivedFrame> frames_;  // of a fold, by operand
   std::vector<const void*> sources_;
+  std::vector<std::byte*> answers_;  // where peers wait for what a fold makes
   Failure failure_;
 };
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "engine/in_place.h"
+
 namespace pycomm {
 namespace {
 
@@ -77,14 +79,6 @@ std::vector<Instruction> join_steps(const Plan& plan) {
   return joined;
 }
 
-bool writes(const Instruction& one, int chunk) {
-  return one.kind != Kind::send && one.target == chunk;
-}
-bool reads(const Instruction& one, int chunk) {
-  if (one.kind == Kind::recv) return false;
-  if (one.kind == Kind::send) return one.target == chunk;
-  return one.source == chunk || (one.kind == Kind::reduce && one.target == chunk);
-}
 bool receives_from(const Instruction& one, int rank, int peer) {
   if (one.kind == Kind::recv) return one.peer == peer;
   return one.kind == Kind::fold && peer != rank &&
@@ -93,9 +87,20 @@ bool receives_from(const Instruction& one, int rank, int peer) {
 
 }  // namespace
 
+bool writes(const Instruction& one, int chunk) {
+  return one.kind != Kind::send && one.target == chunk;
+}
+
+bool reads(const Instruction& one, int chunk) {
+  if (one.kind == Kind::recv) return false;
+  if (one.kind == Kind::send) return one.target == chunk;
+  return one.source == chunk || (one.kind == Kind::reduce && one.target == chunk);
+}
+
 Program::Program(Plan source) : plan(std::move(source)) {
   hash = fnv1a(plan.algorithm) ^ static_cast<uint32_t>(plan.work_chunks);
   instructions = join_steps(plan);
+  mark_answers(instructions);
   const int count = static_cast<int>(instructions.size());
   for (int i = 0; i < count; ++i) {
     first_dependency.push_back(static_cast<int>(dependencies.size()));

@@ -23,7 +23,14 @@ struct Instruction {
   int target = 0;             // chunk number: work chunks first, scratch chunks behind them
   int source = 0;             // copy, reduce; fold: where this rank's own operand lies
   std::vector<int> operands;  // fold: ranks in order of addition, this rank among them
+  // In-place answers, see in_place.h. send and recv: each other's index where a chunk goes to a
+  // peer and next comes back from it, else -1. fold: by operand, the send that passes the sum on.
+  int answer = -1;
+  std::vector<int> answers;
 };
+
+bool writes(const Instruction& one, int chunk);
+bool reads(const Instruction& one, int chunk);
 
 // Instruction `before` must have finished the segment at hand, or everything.
 struct Dependency {

@@ -7,6 +7,10 @@
 // The sending side may be used by one thread at a time, and so may the receiving side; the two may
 // be different threads. Memory handed out belongs to the channel and is valid until commit or
 // consume. A broken connection throws CommError(peer_failure).
+//
+// Where the peer maps memory of this process, a frame may carry a reference in place of payload:
+// the receiver then works on the sender's memory itself, from peek until consume. Until then that
+// memory belongs to the receiver, and references_consumed() says when it is the sender's again.
 #pragma once
 
 #include <array>
@@ -24,9 +28,20 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == 40);
 
+// What a reference refers to: memory of the sender, at the address where the reader of this
+// structure sees it.
+struct Window {
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+  // The sender waits for an answer in this very memory and leaves it alone meanwhile: the receiver
+  // may write the answer there. Without it the memory may only be read.
+  bool answer_here = false;
+};
+
 struct ReceivedFrame {
   FrameHeader header;  // a copy: what is checked cannot change under the check
   const std::byte* payload = nullptr;
+  Window window;  // of a reference, whose header.payload_bytes is 0; otherwise data is null
 };
 
 class Channel {
@@ -45,6 +60,17 @@ class Channel {
   // frame.
   virtual bool try_peek(ReceivedFrame& frame) = 0;
   virtual void consume() = 0;
+
+  // Whether the peer can reach this memory and a reference to it pays.
+  virtual bool peer_reaches(const std::byte* /*data*/, size_t /*bytes*/) const { return false; }
+  // Sends a frame that refers to `window`, memory for which peer_reaches() holds; false while there
+  // is no room.
+  virtual bool try_commit_reference(const FrameHeader& /*header*/, const Window& /*window*/) {
+    return false;
+  }
+  // Whether the peer has consumed every reference sent on this lane.
+  virtual bool references_consumed() { return true; }
+
   // Pushes what is committed but still here; true when everything has left this process.
   virtual bool try_flush() = 0;
   virtual size_t payload_bytes_max() const = 0;

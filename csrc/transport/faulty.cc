@@ -14,11 +14,7 @@ class FaultyChannel final : public Channel {
       : inner_(std::move(inner)), faults_(faults), peer_rank_(peer_rank) {}
 
   std::byte* try_reserve(size_t payload_bytes) override {
-    if (committed_ >= faults_.cut_before_frame) {
-      throw CommError(Failure{FailureKind::peer_failure,
-                              str("the connection to rank ", peer_rank_, " is lost: cut by test"),
-                              {peer_rank_}});
-    }
+    check_whole();
     if (delayed(reserve_tries_)) return nullptr;
     reserved_ = inner_->try_reserve(payload_bytes);
     return reserved_;
@@ -36,10 +32,32 @@ class FaultyChannel final : public Channel {
     return !delayed(peek_tries_) && inner_->try_peek(frame);
   }
   void consume() override { inner_->consume(); }
+  bool peer_reaches(const std::byte* data, size_t bytes) const override {
+    return inner_->peer_reaches(data, bytes);
+  }
+  bool try_commit_reference(const FrameHeader& header, const Window& window) override {
+    check_whole();
+    if (delayed(reserve_tries_)) return false;
+    if (committed_ == faults_.signal_before_frame) ::raise(faults_.signal);
+    if (committed_ == faults_.drop_frame) {
+      ++committed_;
+      return true;
+    }
+    if (!inner_->try_commit_reference(header, window)) return false;
+    ++committed_;
+    return true;
+  }
+  bool references_consumed() override { return inner_->references_consumed(); }
   bool try_flush() override { return inner_->try_flush(); }
   size_t payload_bytes_max() const override { return inner_->payload_bytes_max(); }
 
  private:
+  void check_whole() const {
+    if (committed_ < faults_.cut_before_frame) return;
+    throw CommError(Failure{FailureKind::peer_failure,
+                            str("the connection to rank ", peer_rank_, " is lost: cut by test"),
+                            {peer_rank_}});
+  }
   bool delayed(uint64_t& tries) const {
     return faults_.delay_every != 0 && ++tries % faults_.delay_every != 0;
   }

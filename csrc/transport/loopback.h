@@ -5,6 +5,7 @@
 // ranks in any order and get the same run again. Single-threaded. Each end keeps the queues alive.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -12,8 +13,11 @@
 
 namespace pycomm {
 
+// Says which memory frames may refer to, whichever end sends.
+using LoopbackReach = std::function<bool(const std::byte* data, size_t bytes)>;
+
 // Two ends of one connection. `slots` frames fit in each direction.
 std::pair<std::unique_ptr<Channel>, std::unique_ptr<Channel>> make_loopback_pair(
-    int slots, size_t segment_bytes);
+    int slots, size_t segment_bytes, const LoopbackReach& reach = {});
 
 }  // namespace pycomm

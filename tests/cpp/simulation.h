@@ -26,7 +26,8 @@ using Faults = std::function<FaultPlan(int from, int to)>;
 
 class World {
  public:
-  World(int world_size, size_t segment_bytes, int slots = kSlots, const Faults& faults = {}) {
+  World(int world_size, size_t segment_bytes, int slots = kSlots, const Faults& faults = {},
+        const LoopbackReach& reach = {}) {
     const auto ranks = static_cast<size_t>(world_size);
     std::vector<std::vector<Link>> links(ranks);
     for (auto& row : links) row.resize(ranks);
@@ -38,7 +39,7 @@ class World {
     for (size_t a = 0; a < ranks; ++a) {
       for (size_t b = a + 1; b < ranks; ++b) {
         for (int lane = 0; lane < kLanes; ++lane) {
-          auto [here, there] = make_loopback_pair(slots, segment_bytes);
+          auto [here, there] = make_loopback_pair(slots, segment_bytes, reach);
           links[a][b].lanes[lane] = wrap(std::move(here), a, b);
           links[b][a].lanes[lane] = wrap(std::move(there), b, a);
         }
