@@ -17,10 +17,11 @@ class Deadline {
   }
   static Deadline never() { return Deadline(Clock::time_point::max()); }
 
-  bool expired() const { return at_ != Clock::time_point::max() && Clock::now() >= at_; }
+  bool is_never() const { return at_ == Clock::time_point::max(); }
+  bool expired() const { return !is_never() && Clock::now() >= at_; }
   // Zero when expired.
   std::chrono::nanoseconds remaining() const {
-    if (at_ == Clock::time_point::max()) return std::chrono::nanoseconds::max();
+    if (is_never()) return std::chrono::nanoseconds::max();
     const auto left = at_ - Clock::now();
     return left.count() > 0 ? std::chrono::duration_cast<std::chrono::nanoseconds>(left)
                             : std::chrono::nanoseconds(0);

@@ -35,6 +35,7 @@ inline constexpr size_t kAnswerBlockBytes = 8 * 1024;
 // Waiting: spin, then yield, then sleep. A cache line crosses cores many times faster than a futex
 // wakes a sleeper, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the
 // awaited peer may need this very core, so spinning gives way at once.
+inline constexpr int kPolls = 20;
 inline constexpr int kSpins = 2000;
 inline constexpr int kSpinsOversubscribed = 20;
 inline constexpr int kYields = 50;

@@ -12,7 +12,7 @@ void CallQueue::insert(Entry entry, const GatePtr& parent) {
                       [&](const Entry& one) { return one.gate == parent; });
   }
   if (!entry.gate) {
-    entry.sequence = next_.fetch_add(1);
+    entry.sequence = take_number();
     for (auto other = entries_.end(); other != at;) {
       --other;
       if (other->gate) continue;
@@ -51,8 +51,14 @@ void CallQueue::begin(const OperationPtr& operation, const GatePtr& parent) {
     entries_.pop_front();
     return;
   }
-  operation->sequence = next_.fetch_add(1);
-  operation->record = recorder_.submitted(*operation);
+  operation->sequence.store(take_number(), std::memory_order_relaxed);
+}
+
+// Under the engine's lock, so no two threads take one at once.
+uint64_t CallQueue::take_number() {
+  const uint64_t number = next_.load(std::memory_order_relaxed);
+  next_.store(number + 1, std::memory_order_release);
+  return number;
 }
 
 void CallQueue::settle(bool failed) {

@@ -30,7 +30,7 @@ class CallQueue {
   GatePtr add_gate(const GatePtr& parent);
   // Whether a collective called now, by a callback of `parent` or by none, would be the next.
   bool is_next(const GatePtr& parent) const;
-  // Numbers a collective that is the next and begins at once.
+  // Numbers a collective that is the next and begins at once; whoever runs it records it.
   void begin(const OperationPtr& operation, const GatePtr& parent);
 
   // Drops what nobody has to wait for at the front: refused calls, open gates, after a failure all.
@@ -45,7 +45,7 @@ class CallQueue {
   void give_way(const GatePtr& gate, const Operation& operation);
 
   // How many collectives have been called. Any thread.
-  uint64_t called() const { return next_.load() - 1; }
+  uint64_t called() const { return next_.load(std::memory_order_acquire) - 1; }
 
  private:
   struct Entry {
@@ -54,6 +54,7 @@ class CallQueue {
     uint64_t sequence = 0;
   };
   void insert(Entry entry, const GatePtr& parent);
+  uint64_t take_number();
 
   Recorder& recorder_;
   std::deque<Entry> entries_;

@@ -5,13 +5,9 @@
 #include <cstdio>
 
 #include "base/log.h"
-#include "plan/algorithms.h"
-#include "plan/check.h"
 
 namespace pycomm {
 namespace {
-
-constexpr const char* kHierarchical = "hierarchical";
 
 bool is_message(const Operation& operation) {
   return operation.collective == Collective::send || operation.collective == Collective::recv;
@@ -25,17 +21,6 @@ std::vector<int> control_sockets(Mesh& mesh) {
   return sockets;
 }
 
-std::vector<std::vector<int>> group_by_host(const Mesh& mesh) {
-  std::map<std::string, size_t> index;
-  std::vector<std::vector<int>> hosts;
-  for (int rank = 0; rank < mesh.world_size(); ++rank) {
-    const auto [at, fresh] = index.emplace(mesh.address(rank).host_id, hosts.size());
-    if (fresh) hosts.emplace_back();
-    hosts[at->second].push_back(rank);
-  }
-  return hosts;
-}
-
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
@@ -46,7 +31,7 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
       recorder_(kRecorderEntries),
       executor_(*mesh_),
       messages_(*mesh_),
-      hosts_(group_by_host(*mesh_)),
+      programs_(*mesh_, options_.algorithms, options_.check_plans),
       callback_order_(std::make_shared<CallbackOrder>([this] {
         {
           const std::lock_guard lock(queue_mutex_);
@@ -70,8 +55,8 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
 Engine::~Engine() { shutdown("the group was destroyed", false); }
 
 Backoff Engine::backoff() const {
-  return mesh_->oversubscribed() ? Backoff(kSpinsOversubscribed, kYieldsOversubscribed)
-                                 : Backoff(kSpins, kYields);
+  return mesh_->oversubscribed() ? Backoff(kPolls, kSpinsOversubscribed, kYieldsOversubscribed)
+                                 : Backoff(kPolls, kSpins, kYields);
 }
 
 Failure Engine::failure() const {
@@ -107,41 +92,12 @@ void Engine::admit(Operation& operation) {
     timeout = std::chrono::nanoseconds(timeout_ns_.load());
   }
   operation.timeout = timeout;
-  operation.deadline = Deadline::after(timeout);
+  // Waiting in the queue is not a collective's own time; see carry_out().
+  if (is_message(operation)) operation.deadline = Deadline::after(timeout);
 }
 
 std::string Engine::algorithm_for(Collective collective, size_t bytes) const {
-  const int world = mesh_->world_size();
-  const bool one_host = hosts_.size() == 1;
-  if (two_levels_pay(collective, bytes, world, hosts_.size(), options_.algorithms)) {
-    return kHierarchical;
-  }
-  return std::string(select_algorithm(collective, bytes, world, one_host, options_.algorithms));
-}
-
-const Program& Engine::program_for(const Operation& operation) {
-  // A block may differ from rank to rank, so collectives that move blocks may not choose by its
-  // size.
-  const bool sized = !moves_blocks(operation.collective) && !operation.work.empty();
-  const size_t bytes = sized ? operation.work[0].count * size_of(operation.dtype) : 0;
-  const auto name = algorithm_for(operation.collective, bytes);
-  const int root = is_rooted(operation.collective) ? operation.root : 0;
-  auto& cached = programs_[{operation.collective, name, root}];
-  if (!cached) {
-    const auto plan_of = [&](int rank) {
-      return name == kHierarchical
-                 ? make_hierarchical_plan(operation.collective, hosts_, rank, root)
-                 : make_plan(operation.collective, name, mesh_->world_size(), rank, root);
-    };
-    if (options_.check_plans) {
-      PlanSet plans;
-      for (int rank = 0; rank < mesh_->world_size(); ++rank) plans.push_back(plan_of(rank));
-      const auto wrong = check(plans);
-      PYCOMM_ASSERT(wrong.empty(), wrong);
-    }
-    cached = std::make_unique<Program>(plan_of(mesh_->rank()));
-  }
-  return *cached;
+  return programs_.algorithm_for(collective, bytes);
 }
 
 // Under queue_mutex_. Before anything is queued: if no thread can be had, nothing has happened yet.
@@ -157,7 +113,7 @@ void Engine::run(const OperationPtr& operation) {
     std::unique_lock lock(queue_mutex_);
     if (stopping_) raise(*operation, failure());
     const auto parent = callback_order_->here();
-    settle();
+    if (!queue_.empty()) settle();
     if (busy_ || !queue_.is_next(parent)) {
       need_progress_thread();
       queue_.add(operation, parent);
@@ -227,60 +183,65 @@ Failure Engine::execute(Operation& operation, bool with_messages) {
   Failure why = failed_.load(std::memory_order_acquire) ? failure() : Failure{};
   try {
     if (!why) {
-      // Waiting in the queue is not the operation's own time.
-      operation.deadline = Deadline::after(operation.timeout);
       if (operation.before) operation.before();
-      const Program& program = program_for(operation);
-      recorder_.started(operation.record, program.plan.algorithm.c_str());
-      mesh_->progress().begun.store(operation.sequence, std::memory_order_release);
-      executor_.start(program, operation);
+      why = carry_out(programs_.for_operation(operation), operation, with_messages);
+      if (!why && operation.after) operation.after();
     }
-    Backoff pausing = backoff();
-    Liveness::Vigil vigil;
-    while (!why) {
-      const auto progress = executor_.advance();
-      if (progress == Executor::Progress::done) break;
-      if (progress == Executor::Progress::failed) {
-        why = explain(executor_.failure());
-        break;
-      }
-      bool moved = progress == Executor::Progress::moved;
-      if (with_messages && messages_.pending()) moved |= pump_messages();
-      if (moved) {
-        pausing.reset();
-        vigil = {};
-        continue;
-      }
-      // Looked at before every pause: on a busy machine a row of yields may take a second.
-      if (failed_.load(std::memory_order_acquire)) {
-        why = failure();
-        break;
-      }
-      if (pausing.pause() != Pause::sleep) continue;
-      const auto ticket = mesh_->waiter().arm();
-      if (executor_.advance() == Executor::Progress::blocked) {
-        if (executor_.find_contradiction()) {
-          why = executor_.failure();
-        } else {
-          why = inspect(operation, executor_.awaited(), vigil);
-        }
-        if (!why) mesh_->waiter().sleep(ticket, kSleepSlice);
-      }
-      mesh_->waiter().disarm();
-    }
-    if (!why && operation.after) operation.after();
   } catch (const CommError& error) {
     why = explain(error.failure());
   } catch (const std::exception& error) {
     why = {FailureKind::system, error.what(), {mesh_->rank()}};
   }
   if (why) {
+    if (operation.record == kNotRecorded) operation.record = recorder_.submitted(operation);
     recorder_.finished(operation.record, why);  // for the dump that fail() leaves
     fail(why, false);
     why = failure();  // the first cause, which may be another's
   } else {
     mesh_->progress().completed.store(operation.sequence, std::memory_order_release);
   }
+  return why;
+}
+
+// What peers wait for leaves first; the books are kept while it is on its way.
+Failure Engine::carry_out(const Program& program, Operation& operation, bool with_messages) {
+  mesh_->progress().begun.store(operation.sequence, std::memory_order_release);
+  executor_.start(program, operation);
+  auto progress = executor_.advance();
+  if (operation.record == kNotRecorded) operation.record = recorder_.submitted(operation);
+  recorder_.started(operation.record, program.plan.algorithm.c_str());
+  Backoff pausing = backoff();
+  Liveness::Vigil vigil;
+  for (; progress != Executor::Progress::done; progress = executor_.advance()) {
+    if (progress == Executor::Progress::failed) return explain(executor_.failure());
+    bool moved = progress == Executor::Progress::moved;
+    if (with_messages && messages_.pending()) moved |= pump_messages();
+    if (moved) {
+      pausing.reset();
+      vigil = {};
+      continue;
+    }
+    // Looked at before every pause: on a busy machine a row of yields may take a second.
+    if (failed_.load(std::memory_order_acquire)) return failure();
+    const auto pause = pausing.pause();
+    if (pause == Pause::poll) continue;
+    if (operation.deadline.is_never()) operation.deadline = Deadline::after(operation.timeout);
+    if (pause != Pause::sleep) continue;
+    if (auto why = sleep_until_moved(operation, vigil)) return why;
+  }
+  return {};
+}
+
+// Until a peer may have moved something, kSleepSlice at most.
+Failure Engine::sleep_until_moved(const Operation& operation, Liveness::Vigil& vigil) {
+  Failure why;
+  const auto ticket = mesh_->waiter().arm();
+  if (executor_.advance() == Executor::Progress::blocked) {
+    why = executor_.find_contradiction() ? executor_.failure()
+                                         : inspect(operation, executor_.awaited(), vigil);
+    if (!why) mesh_->waiter().sleep(ticket, kSleepSlice);
+  }
+  mesh_->waiter().disarm();
   return why;
 }
 

@@ -13,12 +13,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
-#include <tuple>
 
 #include "engine/call_queue.h"
 #include "engine/callback_order.h"
@@ -26,8 +24,8 @@
 #include "engine/fork_guard.h"
 #include "engine/liveness.h"
 #include "engine/point_to_point.h"
+#include "engine/programs.h"
 #include "engine/recorder.h"
-#include "engine/select.h"
 
 namespace pycomm {
 
@@ -88,8 +86,9 @@ class Engine {
   void admit(Operation& operation);
   void settle();
   Failure overdue_gate();
-  const Program& program_for(const Operation& operation);
   Failure execute(Operation& operation, bool with_messages);
+  Failure carry_out(const Program& program, Operation& operation, bool with_messages);
+  Failure sleep_until_moved(const Operation& operation, Liveness::Vigil& vigil);
   void need_progress_thread();
   void run_message(const OperationPtr& operation);
   bool pump_messages();
@@ -117,8 +116,7 @@ class Engine {
   Recorder recorder_;
   Executor executor_;  // of whoever has set busy_
   PointToPoint messages_;
-  std::vector<std::vector<int>> hosts_;
-  std::map<std::tuple<Collective, std::string, int>, std::unique_ptr<Program>> programs_;
+  Programs programs_;  // likewise, but for algorithm_for()
 
   const std::shared_ptr<CallbackOrder> callback_order_;
   std::mutex queue_mutex_;

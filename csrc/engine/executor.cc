@@ -16,29 +16,63 @@ size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes) {
 }
 
 void Executor::start(const Program& program, const Operation& operation) {
+  if (failure_) failure_ = {};
+  first_ = 0;
+  const bool again = has_shape_of(program, operation);
   program_ = &program;
   operation_ = &operation;
-  failure_ = {};
-  first_ = 0;
+  if (again) {
+    move_chunks_to(operation);
+  } else {
+    begin_signature();
+    lay_out_chunks();
+    lay_out_cursors();
+  }
+  signature_.sequence = operation.sequence;
+  for (Cursor& cursor : cursors_) cursor.done = 0;
+  sent_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
+  received_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
+}
+
+// Whether the last operation differed in nothing but its number and where its tensor lies: then all
+// that was laid out for it holds. Blocks lie anywhere, each on its own.
+bool Executor::has_shape_of(const Program& program, const Operation& operation) const {
+  return program_ == &program && !moves_blocks(operation.collective) &&
+         signature_.collective == operation.collective && signature_.dtype == operation.dtype &&
+         (signature_.op == operation.op || !is_reduction(operation.collective)) &&
+         (signature_.root == operation.root || !is_rooted(operation.collective)) &&
+         (operation.work.empty() || signature_.count == operation.work[0].count);
+}
+
+void Executor::move_chunks_to(const Operation& operation) {
+  if (operation.work.empty() || operation.work[0].data == tensor_) return;
+  std::byte* const to = operation.work[0].data;
+  for (int i = 0; i < program_->plan.work_chunks; ++i) {
+    auto& chunk = chunks_[static_cast<size_t>(i)];
+    chunk.data = to + (chunk.data - tensor_);
+  }
+  tensor_ = to;
+}
+
+void Executor::begin_signature() {
+  const Operation& operation = *operation_;
   element_bytes_ = size_of(operation.dtype);
   segment_bytes_ = mesh_.segment_bytes() / element_bytes_ * element_bytes_;
   signature_ = OpSignature{};
-  signature_.sequence = operation.sequence;
   signature_.collective = operation.collective;
   signature_.dtype = operation.dtype;
-  signature_.plan = program.hash;
+  signature_.plan = program_->hash;
   if (is_reduction(operation.collective)) signature_.op = operation.op;
   if (is_rooted(operation.collective)) signature_.root = operation.root;
-  lay_out_chunks();
-  sent_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
-  received_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
+}
 
-  const auto& instructions = program.instructions;
+void Executor::lay_out_cursors() {
+  const auto& instructions = program_->instructions;
   cursors_.resize(instructions.size());
   for (size_t i = 0; i < instructions.size(); ++i) {
     const size_t bytes = chunks_[static_cast<size_t>(instructions[i].target)].bytes;
     const size_t segments = (bytes + segment_bytes_ - 1) / segment_bytes_;
-    cursors_[i] = {0, static_cast<uint32_t>(std::max<size_t>(1, segments))};
+    cursors_[i].total = static_cast<uint32_t>(std::max<size_t>(1, segments));
   }
 }
 
@@ -59,6 +93,7 @@ void Executor::lay_out_chunks() {
   } else if (operation_->collective != Collective::barrier) {
     const Region& tensor = operation_->work[0];
     signature_.count = tensor.count;
+    tensor_ = tensor.data;
     for (int i = 0; i < plan.work_chunks; ++i) {
       const size_t begin = chunk_begin(tensor.count, plan.work_chunks, i, element_bytes_);
       const size_t end = chunk_begin(tensor.count, plan.work_chunks, i + 1, element_bytes_);
@@ -183,8 +218,8 @@ bool Executor::peek(const Instruction& one, int peer, uint32_t segment, Received
   if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) return false;
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const OpSignature expected = signature_for(chunk);
-  if (frame.header.tag != expected.pack()) {
-    const auto theirs = OpSignature::unpack(frame.header.tag);
+  const auto theirs = OpSignature::unpack(frame.header.tag);
+  if (theirs != expected) {
     failure_ = {
         FailureKind::mismatch, explain_mismatch(expected, theirs, mesh_.rank(), peer), {peer}};
     return false;

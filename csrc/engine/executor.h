@@ -3,8 +3,9 @@
 //
 // advance() does what can be done now and returns. So N ranks can be stepped in one thread in any
 // order, and a thread that waits decides itself how. An Executor is reused for one operation after
-// the other and keeps its scratch memory. One thread at a time; the mesh and the operation's memory
-// belong to others and must outlive the run.
+// the other and keeps its scratch memory, and what it has laid out while operations have one shape.
+// One thread at a time; the mesh and the operation's memory belong to others and must outlive the
+// run.
 #pragma once
 
 #include <cstddef>
@@ -28,6 +29,7 @@ class Executor {
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
+  // Programs must stay where they are for as long as the executor lives.
   void start(const Program& program, const Operation& operation);
   Progress advance();
 
@@ -62,7 +64,11 @@ class Executor {
   };
   enum class Pass { as_payload, later, last_done };
 
+  bool has_shape_of(const Program& program, const Operation& operation) const;
+  void move_chunks_to(const Operation& operation);
+  void begin_signature();
   void lay_out_chunks();
+  void lay_out_cursors();
   bool ready(size_t index) const;
   bool step(size_t index);
   bool send(size_t index);
@@ -88,7 +94,8 @@ class Executor {
   const Operation* operation_ = nullptr;
   OpSignature signature_;
   size_t element_bytes_ = 1;
-  size_t segment_bytes_ = 0;  // a multiple of the element's size
+  size_t segment_bytes_ = 0;     // a multiple of the element's size
+  std::byte* tensor_ = nullptr;  // where the chunks of a whole tensor point into
   std::vector<Chunk> chunks_;
   std::vector<Cursor> cursors_;
   size_t first_ = 0;       // instructions before it are done

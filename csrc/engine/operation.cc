@@ -19,7 +19,7 @@ bool Operation::wait_finished(Deadline until) const {
 }
 
 void Operation::finish(Failure why) {
-  failure = std::move(why);
+  if (why) failure = std::move(why);
   const auto callback = std::move(on_finished);
   finished_.store(1, std::memory_order_seq_cst);
   if (waiters_.load(std::memory_order_seq_cst) != 0) futex_wake_all(finished_);

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct Region {
 };
 
 inline constexpr int kAnySource = -1;
+inline constexpr size_t kNotRecorded = SIZE_MAX;
 
 struct Operation {
   Collective collective = Collective::all_reduce;
@@ -46,7 +48,7 @@ struct Operation {
   std::atomic<uint64_t> sequence = 0;  // of a collective that waits it may still grow
   int source = kAnySource;             // recv: who sent
   Failure failure;
-  size_t record = 0;  // index in the flight recorder
+  size_t record = kNotRecorded;  // index in the flight recorder
   Deadline deadline = Deadline::never();
 
   bool finished() const { return finished_.load(std::memory_order_acquire) != 0; }

@@ -36,51 +36,50 @@ uint64_t input_count(const Operation& operation) {
 
 Recorder::Recorder(int entries) : entries_(static_cast<size_t>(entries)) {}
 
-double Recorder::now_us() const {
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - origin_)
-      .count();
-}
-
 size_t Recorder::submitted(const Operation& operation) {
-  const double now = now_us();
-  const std::lock_guard lock(mutex_);
-  const size_t record = next_++;
+  const size_t record = next_.fetch_add(1, std::memory_order_relaxed);
   Entry& entry = entries_[record % entries_.size()];
-  entry = Entry{};
-  entry.sequence = operation.sequence;
-  entry.count = input_count(operation);
-  entry.collective = operation.collective;
-  entry.op = operation.op;
-  entry.dtype = operation.dtype;
-  entry.root = operation.root;
-  entry.peer = operation.peer;
-  entry.submitted_us = now;
+  const auto set = [](auto& field, auto value) { field.store(value, std::memory_order_relaxed); };
+  set(entry.holds, 0u);
+  std::atomic_thread_fence(std::memory_order_release);
+  set(entry.sequence, operation.sequence.load(std::memory_order_relaxed));
+  set(entry.count, input_count(operation));
+  set(entry.collective, operation.collective);
+  set(entry.op, operation.op);
+  set(entry.dtype, operation.dtype);
+  set(entry.failure, FailureKind::none);
+  set(entry.root, operation.root);
+  set(entry.peer, operation.peer);
+  set(entry.algorithm, static_cast<const char*>(""));
+  set(entry.submitted, ticks());
+  set(entry.started, uint64_t{0});
+  set(entry.finished, uint64_t{0});
+  entry.holds.store(mark_of(record), std::memory_order_release);
   return record;
 }
 
-void Recorder::renumbered(size_t record, uint64_t sequence) {
-  const std::lock_guard lock(mutex_);
-  if (next_ - record > entries_.size()) return;
-  entries_[record % entries_.size()].sequence = sequence;
+// Null when it has been overwritten.
+Recorder::Entry* Recorder::entry_of(size_t record) {
+  Entry& entry = entries_[record % entries_.size()];
+  return entry.holds.load(std::memory_order_relaxed) == mark_of(record) ? &entry : nullptr;
 }
 
-// An entry that has been overwritten since is left alone.
+void Recorder::renumbered(size_t record, uint64_t sequence) {
+  if (Entry* entry = entry_of(record)) entry->sequence.store(sequence, std::memory_order_relaxed);
+}
+
 void Recorder::started(size_t record, const char* algorithm) {
-  const double now = now_us();
-  const std::lock_guard lock(mutex_);
-  if (next_ - record > entries_.size()) return;
-  Entry& entry = entries_[record % entries_.size()];
-  entry.started_us = now;
-  entry.algorithm = algorithm;
+  Entry* entry = entry_of(record);
+  if (!entry) return;
+  entry->algorithm.store(algorithm, std::memory_order_relaxed);
+  entry->started.store(ticks(), std::memory_order_relaxed);
 }
 
 void Recorder::finished(size_t record, const Failure& failure) {
-  const double now = now_us();
-  const std::lock_guard lock(mutex_);
-  if (next_ - record > entries_.size()) return;
-  Entry& entry = entries_[record % entries_.size()];
-  entry.finished_us = now;
-  entry.failure = failure.kind;
+  Entry* entry = entry_of(record);
+  if (!entry) return;
+  entry->failure.store(failure.kind, std::memory_order_relaxed);
+  entry->finished.store(ticks(), std::memory_order_relaxed);
 }
 
 std::string json_quote(const std::string& text) {
@@ -98,30 +97,50 @@ std::string json_quote(const std::string& text) {
   return quoted + "\"";
 }
 
-std::string Recorder::to_json(int rank, int world_size, const Failure& group_failure) const {
-  const std::lock_guard lock(mutex_);
+// Empty when the entry is being rewritten, or was while we read.
+std::string Recorder::describe(size_t record, double us_per_tick) const {
+  const Entry& entry = entries_[record % entries_.size()];
+  if (entry.holds.load(std::memory_order_acquire) != mark_of(record)) return {};
+  const auto get = [](const auto& field) { return field.load(std::memory_order_relaxed); };
+  const auto us = [&](uint64_t at) {
+    return at ? static_cast<double>(at - scale_.origin()) * us_per_tick : -1.0;
+  };
+  const auto failure = get(entry.failure);
+  const auto started = get(entry.started), finished = get(entry.finished);
+  const char* state = failure != FailureKind::none ? "failed"
+                      : finished                   ? "completed"
+                      : started                    ? "started"
+                                                   : "submitted";
   std::ostringstream out;
   out.precision(12);
-  out << "{\"version\": 1, \"rank\": " << rank << ", \"world_size\": " << world_size
-      << ", \"failure\": " << (group_failure ? json_quote(group_failure.text) : std::string("null"))
-      << ", \"entries\": [";
-  const size_t size = entries_.size();
-  const size_t oldest = next_ > size ? next_ - size : 0;
-  for (size_t i = oldest; i < next_; ++i) {
-    const Entry& e = entries_[i % size];
-    const char* state = e.failure != FailureKind::none ? "failed"
-                        : e.finished_us >= 0           ? "completed"
-                        : e.started_us >= 0            ? "started"
-                                                       : "submitted";
-    out << (i == oldest ? "\n " : ",\n ") << "{\"sequence\": " << e.sequence
-        << ", \"collective\": \"" << name_of(e.collective) << "\", \"op\": \"" << name_of(e.op)
-        << "\", \"dtype\": \"" << name_of(e.dtype) << "\", \"count\": " << e.count
-        << ", \"root\": " << e.root << ", \"peer\": " << e.peer << ", \"algorithm\": \""
-        << e.algorithm << "\", \"state\": \"" << state << "\", \"submitted_us\": " << e.submitted_us
-        << ", \"started_us\": " << e.started_us << ", \"finished_us\": " << e.finished_us << "}";
-  }
-  out << "]}";
+  out << "{\"sequence\": " << get(entry.sequence) << ", \"collective\": \""
+      << name_of(get(entry.collective)) << "\", \"op\": \"" << name_of(get(entry.op))
+      << "\", \"dtype\": \"" << name_of(get(entry.dtype)) << "\", \"count\": " << get(entry.count)
+      << ", \"root\": " << get(entry.root) << ", \"peer\": " << get(entry.peer)
+      << ", \"algorithm\": \"" << get(entry.algorithm) << "\", \"state\": \"" << state
+      << "\", \"submitted_us\": " << us(get(entry.submitted)) << ", \"started_us\": " << us(started)
+      << ", \"finished_us\": " << us(finished) << "}";
+  std::atomic_thread_fence(std::memory_order_acquire);
+  if (get(entry.holds) != mark_of(record)) return {};
   return out.str();
+}
+
+std::string Recorder::to_json(int rank, int world_size, const Failure& group_failure) const {
+  std::string text =
+      str("{\"version\": 1, \"rank\": ", rank, ", \"world_size\": ", world_size,
+          ", \"failure\": ", group_failure ? json_quote(group_failure.text) : std::string("null"),
+          ", \"entries\": [");
+  const size_t next = next_.load(std::memory_order_acquire);
+  const size_t oldest = next > entries_.size() ? next - entries_.size() : 0;
+  const double us_per_tick = scale_.us_per_tick();
+  const char* between = "\n ";
+  for (size_t record = oldest; record < next; ++record) {
+    const auto entry = describe(record, us_per_tick);
+    if (entry.empty()) continue;
+    text += between + entry;
+    between = ",\n ";
+  }
+  return text + "]}";
 }
 
 }  // namespace pycomm

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
 // The flight recorder: the last kRecorderEntries operations of a group and how far each came.
 // Always on, fixed memory, dumped as JSON on a failure (PYCOMM_FLIGHT_DIR) and on request.
-// Thread-safe.
+//
+// Any thread, and none waits: an entry is one cache line of plain stores, and who dumps leaves out
+// an entry that is rewritten meanwhile.
 #pragma once
 
-#include <chrono>
+#include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/limits.h"
+#include "base/ticks.h"
 #include "engine/operation.h"
 
 namespace pycomm {
@@ -30,24 +33,28 @@ class Recorder {
   std::string to_json(int rank, int world_size, const Failure& group_failure) const;
 
  private:
-  struct Entry {
-    uint64_t sequence = 0;
-    uint64_t count = 0;
-    Collective collective{};
-    ReduceOp op{};
-    DType dtype{};
-    FailureKind failure{};
-    int root = 0;
-    int peer = 0;
-    const char* algorithm = "";  // the plan's, which lives as long as the engine
-    double submitted_us = -1, started_us = -1, finished_us = -1;
+  struct alignas(kCacheLineBytes) Entry {
+    std::atomic<uint64_t> sequence{0};
+    std::atomic<uint64_t> count{0};
+    std::atomic<const char*> algorithm{""};  // the plan's, which lives as long as the engine
+    std::atomic<uint64_t> submitted{0}, started{0}, finished{0};  // ticks; 0: not yet
+    std::atomic<int> root{0};
+    std::atomic<int> peer{0};
+    std::atomic<Collective> collective{};
+    std::atomic<ReduceOp> op{};
+    std::atomic<DType> dtype{};
+    std::atomic<FailureKind> failure{};
+    std::atomic<uint32_t> holds{0};  // which record; 0: none, or it is being written
   };
-  double now_us() const;
+  static_assert(sizeof(Entry) == kCacheLineBytes);
 
-  const std::chrono::steady_clock::time_point origin_ = std::chrono::steady_clock::now();
-  mutable std::mutex mutex_;
+  static uint32_t mark_of(size_t record) { return static_cast<uint32_t>(record) | 1u << 31; }
+  Entry* entry_of(size_t record);
+  std::string describe(size_t record, double us_per_tick) const;
+
+  const TickScale scale_;
   std::vector<Entry> entries_;
-  size_t next_ = 0;
+  std::atomic<size_t> next_{0};
 };
 
 // The text as a JSON string, quotes included.

@@ -75,12 +75,16 @@ void Waiter::disarm() {
 void Waiter::wake() { doorbell_->wake(event_fd_); }
 
 Pause Backoff::pause() {
-  if (tries_ < spins_) {
+  if (tries_ < polls_) {
+    ++tries_;
+    return Pause::poll;
+  }
+  if (tries_ < polls_ + spins_) {
     ++tries_;
     cpu_relax();
     return Pause::spin;
   }
-  if (tries_ < spins_ + yields_) {
+  if (tries_ < polls_ + spins_ + yields_) {
     ++tries_;
     ::sched_yield();
     return Pause::yield;

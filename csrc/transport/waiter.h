@@ -44,17 +44,18 @@ class Waiter {
   std::atomic<bool> watched_{false};  // some thread sleeps on the sockets
 };
 
-enum class Pause { spin, yield, sleep };
+enum class Pause { poll, spin, yield, sleep };
 
 class Backoff {
  public:
-  Backoff(int spins, int yields) : spins_(spins), yields_(yields) {}
+  Backoff(int polls, int spins, int yields) : polls_(polls), spins_(spins), yields_(yields) {}
   void reset() { tries_ = 0; }
-  // Pauses the processor or yields it; returns Pause::sleep, having done nothing, when it is time
-  // to sleep.
+  // Does nothing, pauses the processor or yields it; returns Pause::sleep, having done nothing,
+  // when it is time to sleep.
   Pause pause();
 
  private:
+  int polls_;
   int spins_;
   int yields_;
   int tries_ = 0;

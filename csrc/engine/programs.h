@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+// The programs of one group: which algorithm carries out an operation, built at its first use,
+// proved if that is wanted, and kept.
+//
+// A call that resembles an earlier one finds its program without a search. One thread at a time,
+// but for algorithm_for(). Programs stay where they are for as long as this lives. The mesh belongs
+// to others.
+#pragma once
+
+#include <array>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/operation.h"
+#include "engine/program.h"
+#include "engine/select.h"
+#include "transport/mesh.h"
+
+namespace pycomm {
+
+class Programs {
+ public:
+  Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans);
+
+  const Program& for_operation(const Operation& operation);
+  std::string algorithm_for(Collective collective, size_t bytes) const;
+
+ private:
+  // All that the choice depends on.
+  struct Question {
+    Collective collective = Collective::all_reduce;
+    int root = 0;
+    size_t bytes = 0;
+    bool operator==(const Question&) const = default;
+  };
+  struct Answer {
+    Question question;
+    const Program* program = nullptr;
+  };
+  const Program& find(const Question& question);
+
+  const Mesh& mesh_;
+  const AlgorithmChoices choices_;
+  const bool check_plans_;
+  const std::vector<std::vector<int>> hosts_;
+  std::map<std::tuple<Collective, std::string, int>, std::unique_ptr<Program>> programs_;
+  std::array<Answer, 16> recent_;  // by a hash of the question
+};
+
+}  // namespace pycomm
