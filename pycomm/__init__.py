@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""pycomm: collective communication for PyTorch.
+"""pycomm: collective communication for PyTorch, and for plain arrays: Communicator.
 
-Importing this registers the backend "pycomm" and does nothing else; where pycomm is installed even
-the import is not needed:
+Importing this registers the backend "pycomm"; where pycomm is installed it is not needed:
 
     import torch, torch.distributed as dist
     dist.init_process_group("pycomm")          # under torchrun
@@ -11,19 +10,30 @@ the import is not needed:
     dist.destroy_process_group()
 """
 
+from typing import TYPE_CHECKING, Any
+
 from pycomm.errors import Aborted, CommError, Mismatch, PeerFailure, Timeout, UsageError
 from pycomm.options import Options
-from pycomm.registration import autoload
+from pycomm.registration import autoload, load_later
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
 
 __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "CommError",
+    "Communicator",
     "Mismatch",
     "Options",
     "PeerFailure",
     "Timeout",
     "UsageError",
 ]
+
+
+def __getattr__(name: str) -> Any:  # what needs the extension module
+    return load_later(name)
+
 
 autoload()

@@ -33,17 +33,47 @@ def create(options: Any, pg_options: Any) -> Any:
     if pg_options is not None and not isinstance(pg_options, Options):
         pg_options = _from_backend_options(pg_options)
     values = (pg_options or Options()).resolved()
+    timeout_s = options.timeout.total_seconds()
+    return connect(
+        options.store,
+        options.group_rank,
+        options.group_size,
+        {"timeout_s": timeout_s, **values},
+        options.group_id,
+    )
+
+
+def connect(store: Any, rank: int, world_size: int, values: dict[str, Any], name: str) -> Any:
+    """Connects this rank to its group; collective, blocking.
+
+    Args:
+        store: A torch store that all ranks of the group share, and nobody else.
+        rank: This rank in the group.
+        world_size: How many ranks there are.
+        values: Settings, from Options.resolved(), timeout_s among them.
+        name: The group's, for the flight recorder.
+
+    Returns:
+        The C++ backend.
+
+    Raises:
+        UsageError: a setting is not understood.
+        CommError: a rank did not come or cannot be reached.
+    """
     module = load()
     native = module.BackendOptions()
-    native.timeout_ms = int(options.timeout.total_seconds() * 1000)
     # Who may wait that long for an operation may wait as long for a rank that starts late.
-    native.connect_timeout_ms = native.timeout_ms
-    native.group_name = options.group_id
-    native.store_host = _store_host(options.store)
-    _fill(native, values)
-    backend = module.Backend(options.store, options.group_rank, options.group_size, native)
+    _fill(native, {"connect_timeout_s": values["timeout_s"], **values})
+    native.group_name = name
+    native.store_host = _store_host(store)
+    backend = module.Backend(store, rank, world_size, native)
     _watch_exit()
     return backend
+
+
+def shortened(reason: str) -> str:
+    """As much of a reason as a notice to the peers has room for."""
+    return reason.encode(errors="replace")[:_REASON_BYTES].decode(errors="ignore")
 
 
 def _fill(native: Any, values: dict[str, Any]) -> None:
@@ -89,8 +119,7 @@ def _watch_exit() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         global _exit_reason
-        reason = f"its process ended with {kind.__name__}: {error}".encode(errors="replace")
-        _exit_reason = reason[:_REASON_BYTES].decode(errors="ignore")
+        _exit_reason = shortened(f"its process ended with {kind.__name__}: {error}")
         previous(kind, error, trace)
 
     sys.excepthook = hook

@@ -8,9 +8,12 @@ another backend's place where PYCOMM_REPLACE says so: see pycomm/replace.py.
 """
 
 import os
+from importlib import import_module
 from typing import Any
 
 _registered = False
+# Public names that need the extension module, and where they are.
+_LATER = {"Communicator": "pycomm.communicator"}
 
 
 def register() -> None:
@@ -49,6 +52,13 @@ def autoload() -> None:
         import warnings
 
         warnings.warn(f"pycomm could not register itself: {error}", stacklevel=2)
+
+
+def load_later(name: str) -> Any:
+    """Returns a public name that `import pycomm` does not load; local."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'pycomm' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
 
 
 def _torch_version() -> tuple[int, int]:

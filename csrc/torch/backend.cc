@@ -26,14 +26,6 @@ struct Live {
   }
 };
 
-void check_peer(Collective collective, int peer, int rank, int world_size) {
-  PYCOMM_USAGE(peer >= 0 && peer < world_size, name_of(collective), ": got peer ", peer,
-               ", expected a rank of the group, 0 to ", world_size - 1,
-               "; name another rank, counted within this group");
-  PYCOMM_USAGE(peer != rank, name_of(collective), ": got peer ", peer,
-               ", which is this rank itself, expected another rank; copy the tensor instead");
-}
-
 }  // namespace
 
 Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size,

@@ -49,4 +49,22 @@ void register_errors() {
   });
 }
 
+void set_python_error() noexcept {
+  try {
+    throw;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const UsageError& error) {
+    set_error("UsageError", error.what(), {});
+  } catch (const CommError& error) {
+    set_error(class_of(error.failure().kind), error.what(), error.failure().ranks);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  } catch (...) {
+    PyErr_SetString(PyExc_RuntimeError, "an unknown C++ exception");
+  }
+}
+
 }  // namespace pycomm

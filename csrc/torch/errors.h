@@ -8,4 +8,8 @@ namespace pycomm {
 // Once, from the module's initialisation, with the GIL.
 void register_errors();
 
+// For functions bound without pybind11: makes the exception that is being handled the Python error.
+// With the GIL, inside a catch block.
+void set_python_error() noexcept;
+
 }  // namespace pycomm

@@ -6,6 +6,7 @@
 
 #include "kernels/reduce.h"
 #include "torch/backend.h"
+#include "torch/communicator.h"
 #include "torch/doctor.h"
 #include "torch/errors.h"
 #include "torch/plans.h"
@@ -156,6 +157,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_backend(m);
   pycomm::bind_plans(m);
   pycomm::bind_doctor(m);
+  pycomm::bind_communicator(m.ptr());
   m.def("build_info", &pycomm::build_info);
   m.def("close_all", &pycomm::Backend::close_all, py::arg("reason"),
         py::call_guard<py::gil_scoped_release>());

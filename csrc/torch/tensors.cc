@@ -148,9 +148,7 @@ OperationBuilder::OperationBuilder(Collective collective, std::chrono::milliseco
 }
 
 void OperationBuilder::set_root(int64_t root, int world_size) {
-  PYCOMM_USAGE(root >= 0 && root < world_size, name_of(operation_->collective), ": got root ", root,
-               ", expected 0 to ", world_size - 1,
-               " (invalid root rank); roots are ranks of the group");
+  check_root(operation_->collective, root, world_size);
   operation_->root = static_cast<int>(root);
 }
 
@@ -162,11 +160,7 @@ void OperationBuilder::set_peer(int peer, int tag) {
 void OperationBuilder::set_op(const c10d::ReduceOp& op, const at::Tensor& example) {
   const auto wanted = op_of(op);
   const auto dtype = dtype_of(operation_->collective, example);
-  PYCOMM_USAGE(
-      supports(wanted, dtype), name_of(operation_->collective), ": op ", name_of(wanted),
-      " has no meaning on ", name_of(dtype),
-      ", expected another op or dtype: bitwise ops need integers or bool, min and max need "
-      "an order, avg needs numbers, premul_sum floating or complex ones; convert the tensor");
+  check_op(operation_->collective, wanted, dtype);
   operation_->op = wanted;
   if (wanted == ReduceOp::premul_sum) {
     factor_ = premul_factor(op);
@@ -202,7 +196,6 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
 void OperationBuilder::add(const at::Tensor& tensor, bool reads, bool writes) {
   auto* data = memory_of(tensor, reads, writes);
   operation_->work.push_back({data, static_cast<size_t>(tensor.numel())});
-  writes_.push_back(writes);
 }
 
 void OperationBuilder::add_split(const at::Tensor& tensor, int parts, bool reads, bool writes) {
@@ -211,7 +204,6 @@ void OperationBuilder::add_split(const at::Tensor& tensor, int parts, bool reads
   for (int i = 0; i < parts; ++i) {
     const size_t begin = each * static_cast<size_t>(i) * size_of(operation_->dtype);
     operation_->work.push_back({data + begin, each});
-    writes_.push_back(writes);
   }
 }
 
@@ -242,62 +234,25 @@ void OperationBuilder::add_split(const at::Tensor& tensor, const std::vector<int
   for (const auto size : sizes) {
     const size_t count = static_cast<size_t>(size) * row;
     operation_->work.push_back({data, count});
-    writes_.push_back(writes);
     data += count * size_of(operation_->dtype);
   }
 }
 
 void OperationBuilder::add_empty(int count) {
   operation_->work.resize(operation_->work.size() + static_cast<size_t>(count));
-  writes_.resize(operation_->work.size());
-}
-
-// A chunk's hazards are known by its number, not by its address: an input that lies where a result
-// will be written could be overwritten before it is sent. Such inputs are copied first. One thing
-// is allowed in place: this rank's own block, which travels nowhere.
-void OperationBuilder::separate_overlaps(int rank) {
-  auto& work = operation_->work;
-  if (work.size() < 2) return;
-  const size_t size = size_of(operation_->dtype);
-  const auto overlap = [&](const Region& a, const Region& b) {
-    return a.count && b.count && a.data < b.data + b.count * size &&
-           b.data < a.data + a.count * size;
-  };
-  const auto own = static_cast<size_t>(rank);
-  const size_t last = work.size() - 1;
-  const bool exchange = operation_->collective == Collective::all_to_all;
-  const size_t other = exchange ? work.size() / 2 + own : last;
-  for (size_t out = 0; out < work.size(); ++out) {
-    if (!writes_[out]) continue;
-    for (size_t i = 0; i < work.size(); ++i) {
-      if (i == out || !overlap(work[i], work[out])) continue;
-      PYCOMM_USAGE(
-          !writes_[i], name_of(operation_->collective),
-          ": got outputs that share memory, expected one place for each; give every rank's "
-          "output memory of its own");
-      const bool own_block = std::min(i, out) == own && std::max(i, out) == other &&
-                             work[i].data == work[out].data && work[i].count == work[out].count;
-      if (own_block) continue;
-      const auto bytes = static_cast<int64_t>(work[i].count * size);
-      const auto apart = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
-      moved_.push_back({apart, work[i].data});
-      work[i].data = static_cast<std::byte*>(apart.data_ptr());
-    }
-  }
 }
 
 std::shared_ptr<Operation> OperationBuilder::take(int rank) {
-  separate_overlaps(rank);
-  if (!pack_.empty() || !scaled_.empty() || !moved_.empty()) {
+  auto moved = separate_overlaps(*operation_, rank);
+  if (!pack_.empty() || !scaled_.empty() || !moved.empty()) {
     operation_->before = [pack = std::move(pack_), scaled = std::move(scaled_), factor = factor_,
-                          moved = std::move(moved_), dtype = operation_->dtype] {
+                          moved = std::make_shared<const std::vector<MovedApart>>(std::move(moved)),
+                          dtype = operation_->dtype] {
       // Tensors made in inference mode may only be written in it.
       const c10::InferenceMode guard;
       for (const auto& one : pack) one.temporary.copy_(one.tensor);
       for (const auto& one : scaled) scale(dtype, one.data, one.count, *factor);
-      for (const auto& one : moved) {
-        std::memcpy(one.apart.data_ptr(), one.from, static_cast<size_t>(one.apart.numel()));
-      }
+      for (const auto& one : *moved) std::memcpy(one.apart.get(), one.from, one.bytes);
     };
   }
   if (!unpack_.empty()) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/operation.h"
+#include "torch/call_checks.h"
 
 namespace pycomm {
 
@@ -44,18 +45,11 @@ class OperationBuilder {
   struct Staged {
     at::Tensor tensor, temporary;
   };
-  struct Moved {
-    at::Tensor apart;  // bytes
-    const std::byte* from;
-  };
-  void separate_overlaps(int rank);
   std::byte* memory_of(const at::Tensor& tensor, bool reads, bool writes);
 
   std::shared_ptr<Operation> operation_;
   std::vector<Staged> pack_, unpack_;
-  std::vector<Moved> moved_;
   std::vector<Region> scaled_;
-  std::vector<bool> writes_;  // by region of the operation
   std::optional<double> factor_;
   bool first_ = true;
 };
