@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN = $(abspath $(VENV))/bin
 STAMP = $(VENV)/.ready
 
-.PHONY: demo test check sanitize bench build clean
+.PHONY: demo test check sanitize bench bench-peers build clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,12 @@ bench: build
 	  --backend pycomm,gloo --world 2,4 --min 8 --max 256M --factor 8 \
 	  --json build/bench.json --plot build/bench.png
 	$(BIN)/python benchmarks/report.py build/bench.json
+
+# MPI, oneCCL and Gloo beside pycomm in one run; what does not install is left out. Minutes and 3 GB.
+bench-peers: build
+	PATH=$(BIN):$$PATH $(BIN)/python -m benchmarks.peers install
+	$(BIN)/python -m benchmarks.peers run --json build/peers.json
+	$(BIN)/python -m benchmarks.peers report build/peers.json
 
 clean:
 	rm -rf build $(VENV) demo_out pycomm/*.so pycomm/_build.json
