@@ -14,7 +14,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -70,6 +70,7 @@ def run_ranks(
     *,
     timeout_s: float = 60.0,
     pin: bool = False,
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> Iterator[Any]:
     """Runs ``entry(context, *arguments)`` on ``world`` new processes and yields what they emit.
 
@@ -79,6 +80,7 @@ def run_ranks(
         arguments: passed to ``entry``; picklable.
         timeout_s: seconds without a step or a value from any rank after which the run is given up.
         pin: bind rank i to core i modulo the number of cores.
+        environments: for each rank, variables that it shall have besides this process's own.
 
     Raises:
         RankError: a rank raised, died, or made no progress; every process has ended by then.
@@ -89,16 +91,16 @@ def run_ranks(
     spawn = multiprocessing.get_context("spawn")
     ranks: list[_Watched] = []
     try:
-        with _environment(CHILD_ENVIRONMENT):
-            for rank in range(world):
-                here, there = spawn.Pipe(duplex=False)
-                context = Context(rank, world, store.port, there)
-                process = spawn.Process(
-                    target=_main, args=(context, os.getpid(), pin, entry, arguments), daemon=True
-                )
+        for rank in range(world):
+            here, there = spawn.Pipe(duplex=False)
+            context = Context(rank, world, store.port, there)
+            process = spawn.Process(
+                target=_main, args=(context, os.getpid(), pin, entry, arguments), daemon=True
+            )
+            with _environment(environments[rank] if environments else {}):
                 process.start()
-                there.close()
-                ranks.append(_Watched(process, here))
+            there.close()
+            ranks.append(_Watched(process, here))
         yield from _watch(ranks, timeout_s)
     finally:
         for watched in ranks:
@@ -209,12 +211,12 @@ def _silence(ranks: list[_Watched], timeout_s: float) -> str:
 
 
 @contextmanager
-def _environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables that are not set yet, for the processes started meanwhile."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
+def _environment(of_rank: Mapping[str, str]) -> Iterator[None]:
+    """Sets a rank's variables, and defaults that are not set, for the process started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update({**CHILD_ENVIRONMENT, **before, **of_rank})
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)
