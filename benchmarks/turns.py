@@ -107,6 +107,7 @@ def take_turns(
     entry: Callable[..., None],
     arguments: tuple[object, ...] = (),
     timeout_s: float = 120.0,
+    preload: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs ``entry(context, contenders, world, *arguments)`` on `world` processes per contender.
 
@@ -116,6 +117,7 @@ def take_turns(
         entry: At module level; makes a `Seat` and works when `Seat.turns` yields.
         arguments: Passed on; picklable.
         timeout_s: Seconds without a sign of progress from anybody after which the run is ended.
+        preload: See run_ranks; then no contender may have an environment of its own.
 
     Returns:
         What the ranks emitted.
@@ -131,5 +133,6 @@ def take_turns(
             (tuple(contenders), world, *arguments),
             timeout_s=timeout_s,
             environments=environments,
+            preload=preload,
         )
     )
