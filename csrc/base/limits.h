@@ -28,9 +28,9 @@ inline constexpr size_t kRingBytesPerRankMax = 32 * 1024 * 1024;
 // Payloads of this size and less travel inside the frame header's cache line.
 inline constexpr size_t kInlinePayloadBytes = 16;
 
-// A sum that goes into several memories is made and copied in blocks that stay in the first-level
-// cache (32 to 48 KiB) together with one operand.
-inline constexpr size_t kAnswerBlockBytes = 8 * 1024;
+// From here on a chunk in memory that the peer maps travels as a reference: below, copying it into
+// the ring costs less than waiting until the peer has read it.
+inline constexpr size_t kReferenceBytesMin = 8 * 1024;
 
 // Waiting: spin, then yield, then sleep. A cache line crosses cores many times faster than a futex
 // wakes a sleeper, so spinning for a few wake-ups' worth is cheap; with more ranks than cores the

@@ -193,6 +193,7 @@ Failure Engine::execute(Operation& operation, bool with_messages) {
     why = {FailureKind::system, error.what(), {mesh_->rank()}};
   }
   if (why) {
+    executor_.quarantine_windows();
     if (operation.record == kNotRecorded) operation.record = recorder_.submitted(operation);
     recorder_.finished(operation.record, why);  // for the dump that fail() leaves
     fail(why, false);
@@ -214,6 +215,9 @@ Failure Engine::carry_out(const Program& program, Operation& operation, bool wit
   Liveness::Vigil vigil;
   for (; progress != Executor::Progress::done; progress = executor_.advance()) {
     if (progress == Executor::Progress::failed) return explain(executor_.failure());
+    // Looked at after every block and before every pause: what lies in peers' memory must not be
+    // touched for long after a failure, and on a busy machine a row of yields may take a second.
+    if (failed_.load(std::memory_order_acquire)) return failure();
     bool moved = progress == Executor::Progress::moved;
     if (with_messages && messages_.pending()) moved |= pump_messages();
     if (moved) {
@@ -221,8 +225,6 @@ Failure Engine::carry_out(const Program& program, Operation& operation, bool wit
       vigil = {};
       continue;
     }
-    // Looked at before every pause: on a busy machine a row of yields may take a second.
-    if (failed_.load(std::memory_order_acquire)) return failure();
     const auto pause = pausing.pause();
     if (pause == Pause::poll) continue;
     if (operation.deadline.is_never()) operation.deadline = Deadline::after(operation.timeout);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/reduce.h"
+
 namespace pycomm {
 
 size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes) {
@@ -29,7 +31,7 @@ void Executor::start(const Program& program, const Operation& operation) {
     lay_out_cursors();
   }
   signature_.sequence = operation.sequence;
-  for (Cursor& cursor : cursors_) cursor.done = 0;
+  for (Cursor& cursor : cursors_) cursor = {0, cursor.total, Passage::undecided};
   sent_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
   received_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
 }
@@ -292,7 +294,9 @@ bool Executor::fold(const Instruction& one, uint32_t segment) {
     task.source_count = static_cast<int>(operands);
     task.count = bytes / element_bytes_;
     task.divisor = one.completes && operation_->op == ReduceOp::avg ? mesh_.world_size() : 1;
-    reduce_and_answer(task);
+    task.copies = answers_.data();
+    task.copy_count = static_cast<int>(answers_.size());
+    reduce(task);
   }
   finish_fold(one, segment);
   return true;

@@ -16,7 +16,6 @@
 #include "engine/operation.h"
 #include "engine/program.h"
 #include "engine/signature.h"
-#include "kernels/reduce.h"
 #include "transport/mesh.h"
 
 namespace pycomm {
@@ -84,7 +83,6 @@ class Executor {
   Pass pass_whole(size_t index);
   void refer(size_t index);
   bool answer_is_here(const Instruction& one) const;
-  void reduce_and_answer(ReduceTask task);
   size_t segment_size(const Chunk& chunk, uint32_t segment) const;
   OpSignature signature_for(const Chunk& chunk) const;
   bool flush();
@@ -106,7 +104,7 @@ class Executor {
   std::vector<std::byte> scratch_;
   std::vector<ReceivedFrame> frames_;  // of a fold, by operand
   std::vector<const void*> sources_;
-  std::vector<std::byte*> answers_;  // where peers wait for what a fold makes
+  std::vector<void*> answers_;  // where peers wait for what a fold makes
   Failure failure_;
 };
 

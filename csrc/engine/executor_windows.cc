@@ -5,10 +5,8 @@
 // A reference stays at the head of its lane while segments are read out of it, and is consumed with
 // the last one. Until then the chunk belongs to the receiver: the send is not done, so nothing that
 // would write the chunk may run, nor may the operation complete.
-#include <algorithm>
-#include <cstring>
-
 #include "engine/executor.h"
+#include "transport/arena.h"
 
 namespace pycomm {
 
@@ -76,29 +74,12 @@ bool Executor::answer_is_here(const Instruction& one) const {
          cursors_[static_cast<size_t>(one.answer)].passage == Passage::referred;
 }
 
-// Adds up `task` and writes the sum to `answers_` too, block by block, so that the sum is still in
-// the nearest cache when it is copied.
-void Executor::reduce_and_answer(ReduceTask task) {
-  if (answers_.empty()) return reduce(task);
-  const size_t block = kAnswerBlockBytes / element_bytes_;
-  auto* const target = static_cast<std::byte*>(task.target);
-  for (size_t left = task.count, at = 0; left > 0;) {
-    task.count = std::min(left, block);
-    const size_t bytes = task.count * element_bytes_;
-    task.target = target + at;
-    reduce(task);
-    for (std::byte* answer : answers_) std::memcpy(answer + at, target + at, bytes);
-    for (auto& source : sources_) source = static_cast<const std::byte*>(source) + bytes;
-    left -= task.count;
-    at += bytes;
-  }
-}
-
 void Executor::quarantine_windows() {
   for (size_t i = 0; i < cursors_.size(); ++i) {
     const Cursor& cursor = cursors_[i];
     if (cursor.passage != Passage::referred || cursor.done == cursor.total) continue;
-    // TODO arena
+    const int chunk = program_->instructions[i].target;
+    Arena::of_process().quarantine(chunks_[static_cast<size_t>(chunk)].data);
   }
 }
 

@@ -43,6 +43,8 @@ void check(const ReduceTask& task) {
   PYCOMM_ASSERT(task.op != ReduceOp::premul_sum && supports(task.op, task.dtype), name_of(task.op),
                 " of ", name_of(task.dtype));
   PYCOMM_ASSERT(task.source_count >= 1, task.source_count, " sources");
+  PYCOMM_ASSERT(task.copy_count == 0 || (task.copy_count > 0 && task.copies), task.copy_count,
+                " copies");
   PYCOMM_ASSERT(task.divisor == 1 ||
                     (task.divisor > 1 && (task.op == ReduceOp::sum || task.op == ReduceOp::avg)),
                 "divisor ", task.divisor, " for ", name_of(task.op));

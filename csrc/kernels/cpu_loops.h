@@ -14,11 +14,23 @@
 namespace pycomm {
 namespace {
 
+// Where the result goes. The count is here, not read through ReduceTask: the stores go through
+// char* and would make the compiler reload it.
+struct Targets {
+  char* first;
+  void* const* copies;
+  int copy_count;
+
+  explicit Targets(const ReduceTask& task)
+      : first(static_cast<char*>(task.target)), copies(task.copies), copy_count(task.copy_count) {}
+  char* copy(int c) const { return static_cast<char*>(copies[c]); }
+};
+
 // One block: `Units` units accumulated in registers across all sources. K is the number of sources
 // when it is known at compile time, else 0.
 template <class Format, class Op, int Units, int K, class Finish>
-PYCOMM_KERNEL_INLINE void reduce_block(char* target, const char* const* sources, int source_count,
-                                       size_t at, const Finish& finish) {
+PYCOMM_KERNEL_INLINE void reduce_block(const Targets& targets, const char* const* sources,
+                                       int source_count, size_t at, const Finish& finish) {
   constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
   typename Format::Unit units[Units];
 #pragma GCC unroll 4
@@ -32,13 +44,21 @@ PYCOMM_KERNEL_INLINE void reduce_block(char* target, const char* const* sources,
     }
   }
 #pragma GCC unroll 4
-  for (int u = 0; u < Units; ++u) Format::store(target + at + u * kStep, each(finish, units[u]));
+  for (int u = 0; u < Units; ++u) {
+    units[u] = each(finish, units[u]);
+    Format::store(targets.first + at + u * kStep, units[u]);
+  }
+  for (int c = 0; c < targets.copy_count; ++c) {
+    char* const to = targets.copy(c) + at;
+#pragma GCC unroll 4
+    for (int u = 0; u < Units; ++u) Format::store(to + u * kStep, units[u]);
+  }
 }
 
 // Fewer elements than a unit holds.
 template <class Format, class Op, class Finish>
-inline void reduce_rest(char* target, const char* const* sources, int source_count, size_t at,
-                        size_t bytes, const Finish& finish) {
+inline void reduce_rest(const Targets& targets, const char* const* sources, int source_count,
+                        size_t at, size_t bytes, const Finish& finish) {
   char unit[size_t{Format::kElements} * Format::kElementBytes] = {};
   __builtin_memcpy(unit, sources[0] + at, bytes);
   auto a = Format::load(unit);
@@ -47,14 +67,17 @@ inline void reduce_rest(char* target, const char* const* sources, int source_cou
     a = combine<Op>(a, Format::load(unit));
   }
   Format::store(unit, each(finish, a));
-  __builtin_memcpy(target + at, unit, bytes);
+  __builtin_memcpy(targets.first + at, unit, bytes);
+  for (int c = 0; c < targets.copy_count; ++c) {
+    __builtin_memcpy(targets.copy(c) + at, unit, bytes);
+  }
 }
 
 template <class Format, class Op, int K = 0, class Finish>
 void reduce_loop(const ReduceTask& task, const Finish& finish) {
   constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
   constexpr int kUnits = 4;  // per block: enough additions in flight to hide their latency
-  char* target = static_cast<char*>(task.target);
+  const Targets targets(task);
   const char* const* sources = reinterpret_cast<const char* const*>(task.sources);
   const size_t bytes = task.count * Format::kElementBytes;
   size_t at = 0;
@@ -63,18 +86,18 @@ void reduce_loop(const ReduceTask& task, const Finish& finish) {
     const char* fixed[K];
     for (int s = 0; s < K; ++s) fixed[s] = sources[s];
     for (; bytes - at >= kUnits * kStep; at += kUnits * kStep) {
-      reduce_block<Format, Op, kUnits, K>(target, fixed, K, at, finish);
+      reduce_block<Format, Op, kUnits, K>(targets, fixed, K, at, finish);
     }
   } else {
     for (; bytes - at >= kUnits * kStep; at += kUnits * kStep) {
-      reduce_block<Format, Op, kUnits, 0>(target, sources, task.source_count, at, finish);
+      reduce_block<Format, Op, kUnits, 0>(targets, sources, task.source_count, at, finish);
     }
   }
   for (; bytes - at >= kStep; at += kStep) {
-    reduce_block<Format, Op, 1, 0>(target, sources, task.source_count, at, finish);
+    reduce_block<Format, Op, 1, 0>(targets, sources, task.source_count, at, finish);
   }
   if (bytes > at) {
-    reduce_rest<Format, Op>(target, sources, task.source_count, at, bytes - at, finish);
+    reduce_rest<Format, Op>(targets, sources, task.source_count, at, bytes - at, finish);
   }
 }
 

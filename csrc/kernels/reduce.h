@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// k-way reduction on the CPU: target = sources[0] op sources[1] op ... in that order, one pass.
+// k-way reduction on the CPU: target = sources[0] op sources[1] op ... in that order, one pass,
+// into one target or several.
 //
 // 8- and 16-bit floats accumulate in float32 and are rounded once, to nearest even, as PyTorch 2.13
 // converts them. Integers wrap. min and max propagate NaN and order -0 before +0; every NaN result
@@ -32,6 +33,9 @@ struct ReduceTask {
   int source_count = 0;  // >= 1
   size_t count = 0;      // elements
   int divisor = 1;       // applied after the sum and before the one rounding; 1 = none
+  // More memories that get the result in the same pass; each may be one of the sources.
+  void* const* copies = nullptr;
+  int copy_count = 0;
 };
 
 void reduce(const ReduceTask& task);                     // at best_cpu_level()

@@ -93,6 +93,7 @@ Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> pass
   shared->outbox = Mapping(passed[0].get(), rings_offset(rank), kLanes * layout_.bytes());
   shared->bell_page = Mapping(passed[0].get(), 0, kPageBytes);
   shared->event_fd = std::move(passed[1]);
+  if (passed.size() == 3) shared->arena = PeerArena::open(std::move(passed[2]));
   Link link;
   for (int lane = 0; lane < kLanes; ++lane) {
     const size_t within = static_cast<size_t>(lane) * layout_.bytes();
@@ -104,7 +105,7 @@ Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> pass
   link.control = std::make_unique<ControlLink>(std::move(socket), pid);
   link.progress = std::shared_ptr<const RankProgress>(
       shared, &reinterpret_cast<RankPage*>(shared->bell_page.data())->progress);
-  if (passed.size() == 3) link.arena = PeerArena::open(std::move(passed[2]));
+  link.arena = shared->arena;
   link.transport = name();
   return link;
 }

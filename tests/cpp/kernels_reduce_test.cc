@@ -52,8 +52,21 @@ void check_case(const reference::Case& c, const std::vector<std::vector<char>>& 
         }
         std::vector<char> separate(shift + bytes + 1, kGuard);
         std::vector<char>& target = aliased < 0 ? separate : copies[aliased];
-        reduce_at(level,
-                  {c.op, c.dtype, target.data() + shift, sources.data(), k, count, c.divisor});
+        // More targets: one apart, and the source that is not the target already, where there is.
+        std::vector<char> apart(shift + bytes + 1, kGuard);
+        const int second = count % 2 && k > 1 ? (aliased == 0 ? k - 1 : 0) : -1;
+        std::vector<void*> more;
+        if (count % 3) more.push_back(apart.data() + shift);
+        if (second >= 0) more.push_back(copies[second].data() + shift);
+        reduce_at(level, {c.op, c.dtype, target.data() + shift, sources.data(), k, count, c.divisor,
+                          more.data(), static_cast<int>(more.size())});
+        for (const void* one : more) {
+          CHECK(
+              std::equal(expected.begin(), expected.begin() + bytes, static_cast<const char*>(one)),
+              name_of(c.op), " of ", name_of(c.dtype), " k=", k, " count=", count, " at ",
+              name_of(level), ": a copy is wrong");
+        }
+        CHECK(apart[shift - 1] == kGuard && apart[shift + bytes] == kGuard, "out of bounds");
         const auto at =
             std::mismatch(expected.begin(), expected.begin() + bytes, target.begin() + shift);
         CHECK(at.first == expected.begin() + bytes, name_of(c.op), " of ", name_of(c.dtype),
@@ -61,8 +74,9 @@ void check_case(const reference::Case& c, const std::vector<std::vector<char>>& 
               " aliased=", aliased, ": wrong from byte ", at.first - expected.begin());
         CHECK(target[shift - 1] == kGuard && target[shift + bytes] == kGuard, "out of bounds");
         for (int s = 0; s < k; ++s) {
-          CHECK(s == aliased || std::equal(inputs[s].begin(), inputs[s].begin() + bytes,
-                                           copies[s].begin() + shift),
+          CHECK(s == aliased || s == second ||
+                    std::equal(inputs[s].begin(), inputs[s].begin() + bytes,
+                               copies[s].begin() + shift),
                 "source ", s, " was written");
         }
       }
