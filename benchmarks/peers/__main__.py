@@ -11,8 +11,9 @@ from benchmarks.peers import contenders
 from benchmarks.peers.cells import FULL_SIZES, QUICK_SIZES, list_cells, parse_size
 from benchmarks.peers.install import install
 from benchmarks.peers.interleave import Effort, World
+from benchmarks.peers.plot import plot
 from benchmarks.peers.results import Results
-from benchmarks.peers.table import as_markdown, as_text, rows_of
+from benchmarks.peers.table import groups_of, report
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -33,9 +34,10 @@ def _arguments() -> argparse.ArgumentParser:
     run.add_argument("--json", type=Path)
     build = commands.add_parser("install", help="download the peers, compile the ranks")
     build.add_argument("--peers", type=Path, default=contenders.PEERS)
-    report = commands.add_parser("report", help="tables of a file that run wrote")
-    report.add_argument("json", type=Path)
-    report.add_argument("--markdown", action="store_true")
+    show = commands.add_parser("report", help="tables and plots of a file that run wrote")
+    show.add_argument("json", type=Path)
+    show.add_argument("--markdown", action="store_true")
+    show.add_argument("--plot", type=Path, metavar="PNG|SVG")
     return parser
 
 
@@ -64,9 +66,7 @@ def _run(args: argparse.Namespace) -> int:
                 results.save()
                 done.append({**vars(cell), "contenders": ordered})
                 wrong += sum(one.get("wrong", 0) for one in outcome.values())
-            for name, why in residents.absent.items():
-                _log(f"absent at {world} ranks: {name}: {why}")
-        print(as_text(rows_of(done)), flush=True)
+        print(report(done), flush=True)
     return 1 if wrong else 0
 
 
@@ -83,8 +83,13 @@ def main() -> int:
         if args.command == "install":
             install(args.peers, _log)
             return 0
-        rows = rows_of(Results(args.json).data["cells"])
-        print(as_markdown(rows) if args.markdown else as_text(rows))
+        if not args.json.exists():
+            raise ValueError(f"{args.json} is not there; make bench-peers writes one")
+        cells = Results(args.json).data["cells"]
+        print(report(cells, args.markdown))
+        if args.plot:
+            group = groups_of(cells)[0]
+            plot(cells, list(group.names), args.plot)
     except ValueError as error:
         _log(str(error))
         return 2

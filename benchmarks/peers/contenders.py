@@ -39,6 +39,7 @@ class Contender:
         library: Folder under PEERS that it was installed into, put on the library path.
         env: More environment variables.
         crowded_env: Those that differ where there are more ranks than cores.
+        python_path: Folder under PEERS with a Python package.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Contender:
     library: str = ""
     env: dict[str, str] = field(default_factory=dict)
     crowded_env: dict[str, str] = field(default_factory=dict)
+    python_path: str = ""
 
     def missing(self, peers: Path = PEERS) -> str:
         """Why it cannot take part; empty: it can."""
@@ -66,6 +68,8 @@ class Contender:
         env = dict(self.env)
         if world > len(os.sched_getaffinity(0)):
             env.update(self.crowded_env)
+        if self.python_path:
+            env["PYTHONPATH"] = str(peers / self.python_path)
         if self.library:
             folder = peers / self.library
             libraries = [str(folder / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
@@ -84,10 +88,9 @@ def _mpi(
     return Contender(name, command, needs=(launcher, program), library=library, env=env)
 
 
-def _own(name: str, program: str, env: dict[str, str] | None = None) -> Contender:
-    return Contender(
-        name, f"{{peers}}/bin/{program} {{world}}", needs=(f"bin/{program}",), env=env or {}
-    )
+def _own(name: str, program: str, option: str = "") -> Contender:
+    command = f"{{peers}}/bin/{program} {{world}} {option}"
+    return Contender(name, command, needs=(f"bin/{program}",))
 
 
 def _torch(name: str, backend: str) -> Contender:
@@ -95,11 +98,20 @@ def _torch(name: str, backend: str) -> Contender:
     return Contender(name, f"{{python}} {script} {backend} {{world}}", language="Python, torch")
 
 
+def _mpi4py(name: str, library: str, options: str, env: dict[str, str]) -> Contender:
+    launcher = f"{library}/bin/mpiexec"
+    script = Path(__file__).with_name("array_rank.py")
+    command = f"{{peers}}/{launcher} {options} -n {{world}} {{python}} {script} mpi4py"
+    one = Contender(name, command, "Python, NumPy", (launcher, "mpi4py"), library, env)
+    return replace(one, python_path="mpi4py")
+
+
 def known() -> list[Contender]:
     """All contenders, in the order of the tables."""
     return [
         _own("ideal", "ideal_rank"),
         _own("pycomm", "core_rank"),
+        _own("pycomm_arena", "core_rank", "arena"),
         _mpi("impi", "impi", "", {**HYDRA, **INTEL}),
         _mpi("impi13", "impi", "", {**HYDRA, **INTEL, "I_MPI_ADJUST_ALLREDUCE": "13"}),
         _mpi("openmpi", "openmpi", "--oversubscribe --bind-to none", OPEN_MPI),
@@ -115,6 +127,13 @@ def known() -> list[Contender]:
                 "CCL_YIELD": "sched_yield",
             },
         ),
+        Contender(
+            "numpy_pycomm",
+            f"{{python}} {Path(__file__).with_name('array_rank.py')} pycomm {{world}}",
+            language="Python, NumPy",
+        ),
+        _mpi4py("numpy_impi", "impi", "", {**HYDRA, **INTEL}),
+        _mpi4py("numpy_openmpi", "openmpi", "--oversubscribe --bind-to none", OPEN_MPI),
         _torch("torch_pycomm", "pycomm"),
         _torch("torch_gloo", "gloo"),
     ]

@@ -187,15 +187,15 @@ class Running:
         lines = [line.strip() for line in text.splitlines() if line.strip()][-ERROR_LINES:]
         return ContenderError(f"{self.name}: {what}" + "".join(f"\n    {line}" for line in lines))
 
-    def close(self) -> None:
-        """Ends all ranks, by asking first; leaves nothing behind. Idempotent."""
+    def close(self, gently: bool = True) -> None:
+        """Ends all ranks, by asking first if gently; leaves nothing behind. Idempotent."""
         for rank in self.ranks:
             with contextlib.suppress(OSError):
                 rank.connection.sendall(b"end\n")
             rank.connection.close()
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(END_TIMEOUT_S if self.ranks else 0.1)
+                self.process.wait(END_TIMEOUT_S if gently else 0.1)
             for rank in self.ranks:
                 self._kill_rank(rank)
             with contextlib.suppress(OSError):

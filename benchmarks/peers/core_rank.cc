@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-// All ranks of pycomm's core, the engine without torch: core_rank WORLD forks them.
+// All ranks of pycomm's core, the engine without torch: core_rank WORLD [arena] forks them. With
+// `arena` all buffers lie in memory that the ranks map.
 #include "../core_group.h"
 #include "rank.h"
+#include "transport/arena.h"
 
 namespace {
 
@@ -9,11 +11,22 @@ using namespace pycomm;
 
 class CoreContender final : public peers::Contender {
  public:
-  CoreContender(Engine& engine, int rank, int world)
-      : engine_(engine), rank_(rank), world_(world) {}
+  CoreContender(Engine& engine, int rank, int world, bool arena)
+      : engine_(engine), rank_(rank), world_(world), arena_(arena) {}
   int rank() const override { return rank_; }
   int world() const override { return world_; }
-  std::string version() const override { return "pycomm core"; }
+  std::string version() const override { return arena_ ? "pycomm core, arena" : "pycomm core"; }
+  std::byte* allocate(size_t bytes) override {
+    if (!arena_) return Contender::allocate(bytes);
+    std::byte* data = Arena::of_process().allocate(bytes);
+    if (!data) throw std::runtime_error("the arena is full or not there");
+    return data;
+  }
+  void release(std::byte* data, size_t bytes) override {
+    if (!arena_) return Contender::release(data, bytes);
+    Arena::of_process().free(data);
+    Arena::of_process().trim();  // other contenders need the memory
+  }
 
   std::string prepare(const peers::Cell& cell, std::byte* in, std::byte* out) override {
     work_.clear();
@@ -73,6 +86,7 @@ class CoreContender final : public peers::Contender {
 
   Engine& engine_;
   int rank_, world_;
+  bool arena_;
   Collective collective_ = Collective::barrier;
   DType dtype_ = DType::float32;
   std::vector<Region> work_;
@@ -83,13 +97,14 @@ class CoreContender final : public peers::Contender {
 int main(int argc, char** argv) {
   const int world = argc > 1 ? std::atoi(argv[1]) : 0;
   if (world < 1 || world > core_group::kRanksMax) {
-    std::fprintf(stderr, "usage: core_rank WORLD\n");
+    std::fprintf(stderr, "usage: core_rank WORLD [arena]\n");
     return 2;
   }
+  const bool arena = argc > 2 && std::string(argv[2]) == "arena";
   return core_group::run_ranks(world, true, [&](int rank, Store& store, core_group::Meeting&) {
     const char* algorithms = std::getenv("PYCOMM_ALGO");
     auto engine = core_group::make_engine(store, rank, world, "shm", algorithms ? algorithms : "");
-    CoreContender contender(*engine, rank, world);
+    CoreContender contender(*engine, rank, world, arena);
     peers::serve(contender);
     engine->shutdown("the benchmark is over", true);
   });

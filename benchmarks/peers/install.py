@@ -87,6 +87,7 @@ def compile_core(peers: Path) -> None:
     options = ["-DPYCOMM_BENCHMARKS=ON", "-DPYCOMM_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Release"]
     _run(["cmake", "-S", str(ROOT), "-B", str(build), *options])
     _run(["cmake", "--build", str(build), "--target", "core_rank", "-j2"])
+    (peers / "bin").mkdir(exist_ok=True)
     shutil.copy2(build / "core_rank", peers / "bin" / "core_rank")
 
 

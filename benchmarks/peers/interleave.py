@@ -21,6 +21,7 @@ from benchmarks.peers.schedule import (
     slowest_ns,
     turns,
 )
+from benchmarks.peers.shared_files import remove_leftovers
 
 READY_TIMEOUT_S = 60.0  # to allocate and check the largest cell
 TOO_SLOW_S = 0.5  # for one call: the contender is left out of the larger cells
@@ -60,6 +61,7 @@ class World:
     @contextlib.contextmanager
     def residents(self, contenders: Sequence[Contender]) -> Iterator[World]:
         """Starts all of them, all at once; ends them in any case."""
+        begin_ns = time.time_ns()
         try:
             for one in contenders:
                 reason = one.missing(self.peers)
@@ -79,6 +81,7 @@ class World:
             for one in self.running.values():
                 one.close()
             self.running.clear()
+            remove_leftovers(begin_ns)
 
     def _try(self, name: str, act: Callable[[Running], Any]) -> Any:
         """What act gives; None: the contender has failed and is gone."""
@@ -91,7 +94,7 @@ class World:
     def drop(self, name: str, reason: str) -> None:
         """Ends a contender and keeps the reason."""
         self.absent[name] = reason
-        self.running.pop(name).close()
+        self.running.pop(name).close(gently=False)
         self.log(f"out at {self.size} ranks: {reason}")
 
     def run(self, cell: Cell) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.peers.cells import size_text
+
+FLOOR = "ideal"
 
 
 def time_text(us: float) -> str:
@@ -25,43 +30,84 @@ def _entry(found: dict[str, Any] | None) -> str:
     return time_text(found["p50_us"]) + ("!" if found.get("wrong") else "")
 
 
-def best_peer(contenders: dict[str, Any], ours: set[str]) -> tuple[str, float] | None:
-    """Name and time of the fastest that is neither ours nor the floor."""
+def ratio(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
+    """How many times ours fits into theirs: the median over turns, which were taken in pairs."""
+    pairs = zip(theirs["rounds_us"], ours["rounds_us"], strict=False)
+    return statistics.median(their_us / our_us for their_us, our_us in pairs)
+
+
+def best_peer(contenders: dict[str, Any], names: Sequence[str]) -> str:
+    """The fastest of the named whose results were right; "" if there is none."""
     times = {
-        name: one["p50_us"]
-        for name, one in contenders.items()
-        if "p50_us" in one and name not in ours and not one.get("wrong")
+        name: contenders[name]["p50_us"]
+        for name in names
+        if "p50_us" in contenders.get(name, {}) and not contenders[name].get("wrong")
     }
-    if not times:
-        return None
-    name = min(times, key=lambda name: times[name])
-    return name, times[name]
+    return min(times, key=lambda name: times[name]) if times else ""
 
 
-def is_ours(name: str) -> bool:
-    """The library, the floor, and what is only timed beside them."""
-    return name.startswith(("pycomm", "ideal", "proto"))
+@dataclass(frozen=True)
+class Group:
+    """Contenders that are compared with one another: like with like.
+
+    Attributes:
+        title: What they have in common.
+        names: All, in the order of the columns.
+        ours: Those that are pycomm.
+        floor: The name of the floor, or "".
+    """
+
+    title: str
+    names: tuple[str, ...]
+    ours: tuple[str, ...]
+    floor: str
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The others."""
+        return tuple(name for name in self.names if name not in (*self.ours, self.floor))
 
 
-def rows_of(cells: list[dict[str, Any]]) -> list[list[str]]:
-    """A header and a row for each cell; the last column is best peer / pycomm."""
-    names: list[str] = []
-    for cell in cells:
-        names += [name for name in cell["contenders"] if name not in names]
-    rows = [["cell", *names, "best peer / pycomm"]]
+def groups_of(cells: list[dict[str, Any]]) -> list[Group]:
+    """What calls from C++, from NumPy and through torch.distributed, as far as it was measured."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell["contenders"]))
+    found = []
+    for title, prefix in [("C++", ""), ("NumPy", "numpy_"), ("torch.distributed", "torch_")]:
+        mine = tuple(
+            name
+            for name in names
+            if (name.startswith(prefix) if prefix else not name.startswith(("numpy_", "torch_")))
+        )
+        ours = tuple(name for name in mine if name.startswith(prefix + "pycomm"))
+        if mine:
+            found.append(Group(title, mine, ours, FLOOR if FLOOR in mine else ""))
+    return found
+
+
+def label_of(cell: dict[str, Any]) -> str:
+    """all_reduce 16 KiB x2: the number of ranks last, the dtype if it is not float32."""
+    size = "" if cell["collective"] == "barrier" else f" {size_text(cell['bytes'])}"
+    dtype = "" if cell["dtype"] == "float32" else f" {cell['dtype']}"
+    return f"{cell['collective']}{size}{dtype} x{cell['world']}"
+
+
+def rows_of(cells: list[dict[str, Any]], group: Group) -> list[list[str]]:
+    """A header and a row for each cell; last, for each of ours: best peer / it, floor / it."""
+    rows = [["us at the median", *group.names]]
+    for ours in group.ours:
+        rows[0] += [f"best peer / {ours}"] + [f"{group.floor} / {ours}"] * bool(group.floor)
     for cell in cells:
         found = cell["contenders"]
-        label = cell["collective"]
-        if label != "barrier":
-            label += f" {size_text(cell['bytes'])}"
-            if cell["dtype"] != "float32":
-                label += f" {cell['dtype']}"
-        ours = {name for name in found if is_ours(name)}
-        best = best_peer(found, ours)
-        mine = found.get("pycomm", {}).get("p50_us")
-        ratio = f"{best[1] / mine:.2f} ({best[0]})" if best and mine else ""
-        label += f" x{cell['world']}"
-        rows.append([label, *(_entry(found.get(name)) for name in names), ratio])
+        row = [label_of(cell), *(_entry(found.get(name)) for name in group.names)]
+        best = best_peer(found, group.peers)
+        for ours in group.ours:
+            mine = found.get(ours, {})
+            known = "p50_us" in mine
+            row.append(f"{ratio(found[best], mine):.2f} ({best})" if known and best else "")
+            if group.floor:
+                floor = found.get(group.floor, {})
+                row.append(f"{ratio(floor, mine):.2f}" if known and "p50_us" in floor else "")
+        rows.append(row)
     return rows
 
 
@@ -80,3 +126,20 @@ def as_markdown(rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
+
+
+def report(cells: list[dict[str, Any]], markdown: bool = False) -> str:
+    """All tables, and who was absent where and why."""
+    parts = []
+    for group in groups_of(cells):
+        rows = rows_of(cells, group)
+        parts.append(f"{group.title}\n\n{(as_markdown if markdown else as_text)(rows)}")
+    absent: dict[str, list[str]] = {}
+    for cell in cells:
+        for name, one in cell["contenders"].items():
+            if "absent" in one:
+                reason = one["absent"].splitlines()[0]
+                absent.setdefault(f"{name}: {reason}", []).append(label_of(cell))
+    for reason, where in absent.items():
+        parts.append(f"- {reason} ({where[0]}{' and more' if len(where) > 1 else ''})")
+    return "\n\n".join(parts)

@@ -3,7 +3,7 @@
 
 Ranks compute what a collective would give from the known inputs of all ranks. Behaviours: good;
 wrong: rank 1 is off by one; dies, hangs: rank 1 does so in its second timing; mute: rank 1 never
-connects; ends: the command fails at once; slow: a call takes 0.6 s; narrow: knows float32 only.
+connects; ends: the command fails at once; slow: a call takes 50 ms; narrow: knows float32 only.
 Each turn of rank 0 is noted in PEERS_TEST_LOG.
 """
 
@@ -38,7 +38,7 @@ class Pretender(rank.Contender):
 
         def call():
             if self.behaviour == "slow":
-                time.sleep(0.6)
+                time.sleep(0.05)
             target[:] = result
             if self.behaviour == "wrong" and self.number == 1:
                 target[0] += 1

@@ -13,11 +13,13 @@ import pytest
 from benchmarks.peers import contenders, elements, schedule
 from benchmarks.peers.cells import COLLECTIVES, Cell, list_cells, parse_size, size_text
 from benchmarks.peers.interleave import Effort, World
+from benchmarks.peers.plot import plot
 from benchmarks.peers.results import Results
-from benchmarks.peers.table import rows_of
+from benchmarks.peers.shared_files import remove_leftovers
+from benchmarks.peers.table import groups_of, report, rows_of
 
 PROGRAM = Path(__file__).with_name("peer_program.py")
-QUICK = Effort(cell_s=0.02, rounds=4, patience_s=2.0)
+QUICK = Effort(cell_s=0.02, rounds=4, patience_s=1.0)
 SMALL = Cell("all_reduce", 64, "float32", 2)
 
 
@@ -149,10 +151,11 @@ def test_a_rank_that_never_comes_is_missed():
     assert outcome["good"]["samples"] > 0
 
 
-def test_a_slow_one_is_not_asked_for_more():
+def test_a_slow_one_is_not_asked_for_more(monkeypatch):
+    monkeypatch.setattr("benchmarks.peers.interleave.TOO_SLOW_S", 0.04)
     larger = Cell("all_reduce", 128, "float32", 2)
     (first, second), _ = run_cells([SMALL, larger], pretender("slow"))
-    assert first["slow"]["p50_us"] > 500_000
+    assert first["slow"]["p50_us"] > 40_000
     assert "at a smaller size" in second["slow"]["absent"]
 
 
@@ -172,15 +175,51 @@ def test_ranks_cost_nothing_while_others_are_timed():
 
 def test_results_gather_in_one_file_and_newer_cells_replace_older(tmp_path):
     path = tmp_path / "results.json"
+    outcome = {
+        name: {"p50_us": us, "rounds_us": [us, us, 100.0]}
+        for name, us in [("ideal", 1.0), ("pycomm", 2.0), ("impi", 3.0), ("torch_pycomm", 9.0)]
+    }
+    outcome["mpich"] = {"absent": "why not"}
+    outcome["openmpi"] = {"p50_us": 2.5, "rounds_us": [2.5], "wrong": 1}
     for commit, cell in [("one", SMALL), ("two", Cell("barrier", 0, "float32", 2)), ("3", SMALL)]:
         results = Results(path)
         results.run["commit"] = commit
-        results.add(cell, {"pycomm": {"p50_us": 2.0}, "impi": {"p50_us": 3.0}, "x": {"absent": ""}})
+        results.add(cell, outcome)
         results.save()
     data = json.loads(path.read_text())
     commits = [data["runs"][cell["run"]]["commit"] for cell in data["cells"]]
     assert commits == ["3", "two"] and len(data["runs"]) == 2
-    assert rows_of(data["cells"])[1][1:] == ["2.00", "3.00", "-", "1.50 (impi)"]
+    group = groups_of(data["cells"])[0]
+    assert rows_of(data["cells"], group)[1] == (
+        ["all_reduce 64 B x2", "1.00", "2.00", "3.00", "-", "2.50!", "1.50 (impi)", "0.50"]
+    )
+    text = report(data["cells"], markdown=True)
+    assert "| all_reduce 64 B x2 | 9.00 |" in text and "- mpich: why not" in text
+
+
+def test_plots_need_two_sizes(tmp_path):
+    cells = [
+        {**vars(Cell("all_reduce", size, "float32", 2)), "contenders": {"a": {"p50_us": size}}}
+        for size in (64, 128)
+    ]
+    plot(cells, ["a", "b"], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    with pytest.raises(ValueError):
+        plot(cells[:1], ["a"], tmp_path / "plot.png")
+
+
+def test_only_unused_files_of_mpi_libraries_are_removed(tmp_path):
+    begin_ns = time.time_ns()
+    old, used, left, other = (
+        tmp_path / name for name in ("mpich_shm_0", "mpich_shm_1", "mpich_shm_2", "somebody")
+    )
+    for path in (old, used, left, other):
+        path.write_bytes(b"x")
+    later_ns = old.stat().st_ctime_ns + 1
+    assert remove_leftovers(later_ns + 10**9, tmp_path) == []
+    with used.open():
+        assert sorted(remove_leftovers(begin_ns - 10**9, tmp_path)) == [old.name, left.name]
+    assert used.exists() and other.exists()
 
 
 def test_command_writes_a_table_and_ends_with_its_code(tmp_path):
@@ -199,5 +238,5 @@ def test_command_writes_a_table_and_ends_with_its_code(tmp_path):
         )
         assert done.returncode == code, done.stderr
         assert "all_reduce 64 B x2" in done.stdout
-        assert "impi/bin/mpiexec is not installed" in done.stderr
+        assert "impi/bin/mpiexec is not installed" in done.stdout
     assert subprocess.run([*command, "--world", "x"], cwd=PROGRAM.parents[2]).returncode == 2
