@@ -10,11 +10,13 @@ Importing this registers the backend "pycomm"; where pycomm is installed it is n
     dist.destroy_process_group()
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pycomm.errors import Aborted, CommError, Mismatch, PeerFailure, Timeout, UsageError
+from pycomm.memory import arena
 from pycomm.options import Options
-from pycomm.registration import autoload, load_later
+from pycomm.registration import autoload
+from pycomm.registration import load_later as __getattr__  # noqa: F401
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -29,11 +31,7 @@ __all__ = [
     "PeerFailure",
     "Timeout",
     "UsageError",
+    "arena",
 ]
-
-
-def __getattr__(name: str) -> Any:  # what needs the extension module
-    return load_later(name)
-
 
 autoload()

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from pycomm.errors import UsageError
+from pycomm.memory import install
 from pycomm.native import load
 from pycomm.options import Options
 
@@ -61,6 +62,8 @@ def connect(store: Any, rank: int, world_size: int, values: dict[str, Any], name
         CommError: a rank did not come or cannot be reached.
     """
     module = load()
+    if os.environ.get("PYCOMM_ARENA") == "1":
+        install()
     native = module.BackendOptions()
     # Who may wait that long for an operation may wait as long for a rank that starts late.
     _fill(native, {"connect_timeout_s": values["timeout_s"], **values})

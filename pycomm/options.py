@@ -15,6 +15,7 @@ from typing import Any
 from pycomm.errors import UsageError
 
 _TRANSPORTS = ("shm", "tcp")
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def _text(name: str, value: str) -> str:
@@ -50,6 +51,16 @@ def _flag(name: str, value: str) -> bool:
     if value not in ("0", "1"):
         raise UsageError(f"{name}={value!r}: expected 0 or 1")
     return value == "1"
+
+
+def _bytes(name: str, value: str) -> int:
+    digits, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "")
+    whole = digits.isascii() and digits.isdigit()
+    if not whole or int(digits) << _UNITS.get(unit, 0) >= 1 << 47:
+        raise UsageError(
+            f"{name}={value!r}: expected a number of bytes, such as 8G, 512M or 1048576; 0 for none"
+        )
+    return int(digits) << _UNITS.get(unit, 0)
 
 
 def _transports(name: str, value: str) -> str:
@@ -105,6 +116,8 @@ VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_SEGMENT_BYTES": ("segment_bytes", _integer(4096, 1 << 24)),
     "PYCOMM_CHECK_PLANS": ("check_plans", _flag),
     "PYCOMM_FLIGHT_DIR": ("flight_dir", _text),
+    "PYCOMM_ARENA": (None, _flag),
+    "PYCOMM_ARENA_BYTES": (None, _bytes),
     "PYCOMM_LOG": (None, _level),
     "PYCOMM_CPU": (None, _text),
     "PYCOMM_REPLACE": (None, _replaced),

@@ -4,7 +4,8 @@
 `autoload` runs at the end of every `import torch` in an environment that has pycomm (entry-point
 group torch.backends); torch 2.14 and later call `register` when the name is first asked for
 (torch.distributed.backends). Both may run any number of times. `autoload` also lets pycomm take
-another backend's place where PYCOMM_REPLACE says so: see pycomm/replace.py.
+another backend's place where PYCOMM_REPLACE says so: see pycomm/replace.py; and PYCOMM_ARENA=1 puts
+large CPU tensors into shared memory from here on: see pycomm/memory.py.
 """
 
 import os
@@ -44,6 +45,10 @@ def autoload() -> None:
     """
     try:
         register()
+        if os.environ.get("PYCOMM_ARENA") == "1":
+            from pycomm.memory import install
+
+            install()
         if os.environ.get("PYCOMM_REPLACE"):
             from pycomm.replace import install
 

@@ -82,13 +82,12 @@ inline constexpr size_t kArenaThresholdBytes = 64 * 1024;
 inline constexpr size_t kArenaGrantBytes = 64 * 1024 * 1024;
 // What the arena leaves to everybody else before it answers that there is no memory.
 inline constexpr size_t kArenaReserveBytes = 128 * 1024 * 1024;
+// Memory of a peer's arena is made ready for use here in pieces of this size; its state is one bit.
+inline constexpr size_t kArenaGranuleBytes = 64 * 1024;
 // Under a limit of address space each process maps its own arena and its peers'.
 inline constexpr size_t kArenaAddressShare = 8;
 // How long fork waits for the child to copy what is in use; some 2 GB/s.
 inline constexpr auto kForkPatience = 30s;
-
-// Free memory that the pool behind Backend::allocateTensor keeps for the next tensor.
-inline constexpr size_t kPoolBytesMax = 256 * 1024 * 1024;
 
 inline constexpr auto kConnectTimeout = 60s;
 // A listener was there before its address was published, so the kernel answers within a round trip.

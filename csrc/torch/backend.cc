@@ -243,7 +243,7 @@ void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_r
 at::Tensor Backend::allocateTensor(long count, at::TensorOptions options) {
   PYCOMM_USAGE(options.device().is_cpu(), "allocate_tensor: got device ", options.device(),
                ", expected cpu");
-  return pooled_tensor(count, options);
+  return arena_tensor(count, options);
 }
 
 }  // namespace pycomm

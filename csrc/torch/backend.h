@@ -20,9 +20,9 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "torch/arena_allocator.h"
 #include "torch/completions.h"
 #include "torch/monitored_barrier.h"
-#include "torch/tensor_pool.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
 
@@ -152,10 +152,10 @@ class Backend final : public c10d::Backend {
   void unregisterCompletionHook(int64_t id) override { completions_->remove_hook(id); }
 #endif
 
-  // CPU memory that is used again, see torch/tensor_pool.h.
+  // CPU memory that peers of this host can map, see torch/arena_allocator.h.
   bool supportsTensorAlloc(c10::DeviceIndex device) override { return device < 0; }
   at::Tensor allocateTensor(long count, at::TensorOptions options) override;
-  std::shared_ptr<c10::Allocator> getMemAllocator() override { return tensor_pool(); }
+  std::shared_ptr<c10::Allocator> getMemAllocator() override { return arena_allocator(); }
 
   const std::string getBackendName() const override { return "pycomm"; }
   c10::intrusive_ptr<c10d::Backend::Options> getBackendOptions() override { return options_; }

@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "kernels/reduce.h"
+#include "torch/arena_allocator.h"
 #include "torch/backend.h"
 #include "torch/communicator.h"
 #include "torch/doctor.h"
@@ -158,6 +159,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_plans(m);
   pycomm::bind_doctor(m);
   pycomm::bind_communicator(m.ptr());
+  pycomm::bind_arena(m);
   m.def("build_info", &pycomm::build_info);
   m.def("close_all", &pycomm::Backend::close_all, py::arg("reason"),
         py::call_guard<py::gil_scoped_release>());

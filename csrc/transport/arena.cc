@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <new>
+#include <memory>
 #include <string>
 
 #include "base/error.h"
@@ -40,11 +40,31 @@ size_t wanted_capacity() {
   return std::min(wanted, file_size_limit()) / kPageBytes * kPageBytes;
 }
 
+// Without locks: in a forked child one could be held for ever.
+std::atomic<Arena*>& current() {
+  static std::atomic<Arena*> arena{new Arena(wanted_capacity())};
+  return arena;
+}
+
 }  // namespace
 
-Arena& Arena::of_process() {
-  static Arena* const arena = new Arena(wanted_capacity());
-  return *arena;
+Arena& Arena::of_process() { return *current().load(std::memory_order_acquire); }
+
+Arena& Arena::for_group() {
+  Arena* const there = &of_process();
+  if (there->fd_ || there->capacity_ == 0) return *there;
+  auto made = std::make_unique<Arena>(wanted_capacity());
+  made->inherited_ = there;
+  Arena* expected = there;
+  if (!current().compare_exchange_strong(expected, made.get())) return *expected;
+  return *made.release();
+}
+
+Arena* Arena::owner_of(const void* data) noexcept {
+  for (Arena* arena = &of_process(); arena; arena = arena->inherited_) {
+    if (arena->owns(data)) return arena;
+  }
+  return nullptr;
 }
 
 Arena::Arena(size_t capacity_bytes) : ranges_(kPageBytes, whole_pages(capacity_bytes)) {
@@ -62,6 +82,7 @@ bool Arena::make(size_t capacity_bytes) {
   ArenaHeader header;
   header.capacity = capacity_bytes;
   header.token = token_ = random_token();
+  header.pid = ::getpid();
   void* at = MAP_FAILED;
   if (fd && ::ftruncate(fd.get(), static_cast<off_t>(capacity_bytes)) == 0 &&
       ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 &&
@@ -80,14 +101,16 @@ bool Arena::make(size_t capacity_bytes) {
   capacity_ = capacity_bytes;
   fd_ = std::move(fd);
   shared_bytes_.store(capacity_bytes, std::memory_order_relaxed);
+  count();
   return true;
 }
 
 std::byte* Arena::allocate(size_t bytes) {
-  if (bytes == 0) return nullptr;
+  if (bytes == 0 || !fd_) return nullptr;
   std::unique_lock lock(mutex_);
   const auto refuse = [this]() -> std::byte* {
-    ++fallbacks_;
+    ++statistics_.fallbacks;
+    count();
     return nullptr;
   };
   if (bytes > shared_bytes_.load(std::memory_order_relaxed)) return refuse();
@@ -105,8 +128,8 @@ std::byte* Arena::allocate(size_t bytes) {
       return refuse();
     }
   }
-  ++blocks_;
-  used_peak_ = std::max(used_peak_, ranges_.used_bytes());
+  ++statistics_.blocks;
+  count();
   return base_ + taken->offset;
 }
 
@@ -135,6 +158,7 @@ void Arena::free(std::byte* block) {
   const size_t bytes = ranges_.give(offset_of(block));
   // In a forked child nobody will use the copy again.
   if (bytes > 0 && !fd_) ::madvise(block, bytes, MADV_DONTNEED);
+  count();
 }
 
 void Arena::quarantine(const void* data) {
@@ -151,20 +175,23 @@ size_t Arena::trim() {
                 static_cast<off_t>(range->first), static_cast<off_t>(range->second));
     bytes += range->second;
   }
+  count();
   return bytes;
 }
 
 ArenaStatistics Arena::statistics() const {
   const std::lock_guard lock(mutex_);
-  ArenaStatistics all;
-  all.capacity_bytes = shared_bytes_.load(std::memory_order_relaxed);
-  all.used_bytes = ranges_.used_bytes();
-  all.used_peak_bytes = used_peak_;
-  all.touched_bytes = ranges_.touched_bytes();
-  all.quarantined_bytes = ranges_.retired_bytes();
-  all.blocks = blocks_;
-  all.fallbacks = fallbacks_;
-  return all;
+  return statistics_;
+}
+
+// Brings the statistics up to date, here and where other processes can read them.
+void Arena::count() {
+  statistics_.capacity_bytes = shared_bytes_.load(std::memory_order_relaxed);
+  statistics_.used_bytes = ranges_.used_bytes();
+  statistics_.used_peak_bytes = std::max(statistics_.used_peak_bytes, statistics_.used_bytes);
+  statistics_.touched_bytes = ranges_.touched_bytes();
+  statistics_.quarantined_bytes = ranges_.retired_bytes();
+  if (fd_) reinterpret_cast<ArenaHeader*>(base_)->statistics = statistics_;
 }
 
 }  // namespace pycomm

@@ -12,7 +12,7 @@
 // container runs out of memory in order, instead of by a signal at some later store.
 //
 // After fork the child has a private copy of the blocks that were given out, at the same addresses,
-// and no arena: what it allocates is ordinary memory. See fork in docs/arena.md.
+// and no arena until it makes a group: what it allocates is ordinary memory. See docs/arena.md.
 //
 // Any thread, any time, also in destructors of static objects: the arena is never destroyed.
 #pragma once
@@ -28,15 +28,6 @@
 
 namespace pycomm {
 
-// The arena's first page, which is never given out.
-struct ArenaHeader {
-  uint64_t magic = kMagic;
-  uint64_t capacity = 0;
-  Token token{};  // tells arenas apart
-
-  static constexpr uint64_t kMagic = 0x31414e4552416370;  // "pcARENA1"
-};
-
 struct ArenaStatistics {
   size_t capacity_bytes = 0;  // 0: there is no arena here
   size_t used_bytes = 0;      // given out
@@ -47,11 +38,28 @@ struct ArenaStatistics {
   uint64_t fallbacks = 0;        // asked for and not to be had
 };
 
+// The arena's first page, which is never given out. pycomm/doctor/arenas.py reads it too.
+struct ArenaHeader {
+  uint64_t magic = kMagic;
+  uint64_t capacity = 0;
+  Token token{};  // tells arenas apart
+  int64_t pid = 0;
+  ArenaStatistics statistics;  // of now; written without a lock that readers could take
+
+  static constexpr uint64_t kMagic = 0x31414e4552416370;  // "pcARENA1"
+};
+static_assert(sizeof(ArenaHeader) == 96);
+
 class Arena {
  public:
   // Made at the first call, with PYCOMM_ARENA_BYTES of capacity, 0 meaning none; the default is
   // half of the memory there is.
   static Arena& of_process();
+  // The same, but a forked child gets one of its own: it makes a group, so it is a rank.
+  static Arena& for_group();
+  // Whose free() takes this: of_process() or, in a forked child, also what it inherited. nullptr:
+  // ordinary memory.
+  static Arena* owner_of(const void* data) noexcept;
   // For tests. Must outlive everything that was allocated from it.
   explicit Arena(size_t capacity_bytes);
   ~Arena();
@@ -67,7 +75,7 @@ class Arena {
   bool holds(const void* data, size_t bytes) const noexcept {
     return within(data, bytes, shared_bytes_.load(std::memory_order_relaxed));
   }
-  // Whether free() takes it: like holds(), but true in a forked child too.
+  // Whether it may be freed here: like holds(), but true in a forked child too.
   bool owns(const void* data) const noexcept { return within(data, 1, capacity_); }
   // What peers call it. Only for what holds().
   size_t offset_of(const void* data) const noexcept {
@@ -94,7 +102,9 @@ class Arena {
   bool make(size_t capacity_bytes);
   bool have_memory_for(size_t bytes);
   bool get_pages(size_t offset, size_t bytes) const;
+  void count();
 
+  Arena* inherited_ = nullptr;  // a forked child's: the one its parent had
   std::byte* base_ = nullptr;
   size_t capacity_ = 0;
   std::atomic<size_t> shared_bytes_{0};  // the capacity, but 0 in a forked child
@@ -103,9 +113,7 @@ class Arena {
   mutable std::mutex mutex_;  // of all below; held across fork
   ArenaRanges ranges_;
   size_t granted_ = 0;  // fresh bytes that may be touched before memory is looked at again
-  size_t used_peak_ = 0;
-  uint64_t blocks_ = 0;
-  uint64_t fallbacks_ = 0;
+  ArenaStatistics statistics_;
 };
 
 }  // namespace pycomm

@@ -163,7 +163,9 @@ void ArenaFork::make_private(Arena& arena) {
     end = offset + range.bytes;
   }
   replace();
+  make_empty(arena.base_, kPageBytes);
   arena.fd_.reset();
+  arena.count();
 }
 
 void ArenaFork::make_private(PeerArena& arena) {

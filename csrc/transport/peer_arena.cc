@@ -65,7 +65,34 @@ std::byte* PeerArena::at(size_t offset, size_t bytes) {
   if (offset < kPageBytes || offset > capacity_ || bytes > capacity_ - offset) return nullptr;
   auto* base = base_.load(std::memory_order_acquire);
   if (!base) base = map();
-  return base ? base + offset : nullptr;
+  if (!base) return nullptr;
+  if (!own_) enter_pages(base, offset, bytes);
+  return base + offset;
+}
+
+// The kernel enters pages in batches when asked to and one by one at faults by writing. What is no
+// whole granule is left to those.
+void PeerArena::enter_pages(std::byte* base, size_t offset, size_t bytes) {
+  const size_t begin = (offset + kArenaGranuleBytes - 1) / kArenaGranuleBytes;
+  const size_t end = (offset + bytes) / kArenaGranuleBytes;
+  size_t missing = begin;  // [missing, granule) is to be entered
+  for (size_t granule = begin; granule <= end; ++granule) {
+    if (granule < end) {
+      auto& word = entered_[granule / 64];
+      const uint64_t bit = uint64_t{1} << (granule % 64);
+      if (!(word.load(std::memory_order_relaxed) & bit)) {
+        word.fetch_or(bit, std::memory_order_relaxed);
+        continue;
+      }
+    }
+#ifdef MADV_POPULATE_READ
+    if (missing < granule) {
+      ::madvise(base + missing * kArenaGranuleBytes, (granule - missing) * kArenaGranuleBytes,
+                MADV_POPULATE_READ);
+    }
+#endif
+    missing = granule + 1;
+  }
 }
 
 std::byte* PeerArena::map() {
@@ -76,6 +103,7 @@ std::byte* PeerArena::map() {
       ::mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_.get(), 0);
   unmappable_ = at == MAP_FAILED;
   if (unmappable_) return nullptr;
+  entered_.reset(new std::atomic<uint64_t>[capacity_ / kArenaGranuleBytes / 64 + 1]());
   ::madvise(at, capacity_, MADV_HUGEPAGE);
   ::madvise(at, capacity_, MADV_DONTDUMP);  // its owner dumps it
   base_.store(static_cast<std::byte*>(at), std::memory_order_release);

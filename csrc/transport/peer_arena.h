@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 
@@ -27,7 +28,8 @@ class PeerArena {
   PeerArena& operator=(const PeerArena&) = delete;
 
   // Where the peer's [offset, offset + bytes) is here; nullptr when it is not inside the arena, or
-  // the arena cannot be mapped.
+  // the arena cannot be mapped. A range's first use enters its pages into the page table, all at
+  // once.
   std::byte* at(size_t offset, size_t bytes);
   size_t capacity() const { return capacity_; }
 
@@ -35,6 +37,7 @@ class PeerArena {
   friend struct ArenaFork;
   PeerArena(Fd fd, Token token, size_t capacity, std::byte* own);
   std::byte* map();
+  void enter_pages(std::byte* base, size_t offset, size_t bytes);
 
   Fd fd_;
   const Token token_;
@@ -43,6 +46,8 @@ class PeerArena {
   std::atomic<std::byte*> base_{nullptr};
   std::mutex mapping_;
   bool unmappable_ = false;
+  // One bit for each kArenaGranuleBytes: its pages were entered into this process's page table.
+  std::unique_ptr<std::atomic<uint64_t>[]> entered_;
 };
 
 }  // namespace pycomm

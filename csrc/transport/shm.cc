@@ -113,7 +113,7 @@ Link ShmTransport::make_link(int rank, int peer, Fd socket, std::vector<Fd> pass
 std::vector<Link> ShmTransport::connect(const std::vector<PeerAddress>& addresses, int rank,
                                         const std::vector<int>& peers, Patience& patience) {
   std::vector<int> mine{segment_.get(), event_fd_.get()};
-  if (const int arena = Arena::of_process().fd(); arena >= 0) mine.push_back(arena);
+  if (const int arena = Arena::for_group().fd(); arena >= 0) mine.push_back(arena);
   const auto hello_to = [&](int peer) {
     Hello hello;
     hello.rank = rank;

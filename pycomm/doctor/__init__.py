@@ -17,7 +17,7 @@ import os
 import sys
 from typing import Any
 
-from pycomm.doctor import machine, network, ranks, settings, software
+from pycomm.doctor import arenas, machine, network, ranks, settings, software
 from pycomm.doctor.problems import BROKEN, Problem
 from pycomm.doctor.report import text_of
 from pycomm.doctor.used import decisions
@@ -77,6 +77,7 @@ def _examine(args: argparse.Namespace, launched: bool) -> tuple[dict[str, Any], 
     report: dict[str, Any] = {
         "build": build,
         "machine": host,
+        "arena": arenas.describe(build["loads"]),
         "network": net,
         "gpus": software.describe_gpus(build),
         "settings": values,

@@ -18,6 +18,7 @@ def text_of(report: dict[str, Any]) -> str:
     lines = [
         *_build(report["build"]),
         *_machine(report["machine"]),
+        *_arena(report["arena"]),
         *_network(report["network"]),
         *_gpus(report["gpus"]),
         *_settings(report["settings"]),
@@ -92,6 +93,23 @@ def _machine(machine: dict[str, Any]) -> list[str]:
             ],
         ),
     ]
+
+
+def _arena(arena: dict[str, Any]) -> list[str]:
+    capacity = arena["capacity_bytes"]
+    lines = [
+        f"up to {size_text(capacity)} of shared memory in each process" if capacity else "none"
+    ]
+    for one in arena["running"]:
+        text = (
+            f"pid {one['pid']}: {size_text(one['used_bytes'])} in use, at most "
+            f"{size_text(one['used_peak_bytes'])}; {size_text(one['touched_bytes'])} of "
+            f"{size_text(one['capacity_bytes'])} touched; {one['fallbacks']} fallbacks"
+        )
+        if one["quarantined_bytes"]:
+            text += f"; {size_text(one['quarantined_bytes'])} in quarantine"
+        lines.append(text)
+    return _section("arena", _folded(lines))
 
 
 def _network(network: dict[str, Any]) -> list[str]:

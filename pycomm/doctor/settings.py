@@ -22,6 +22,8 @@ _WORDS = {
     "PYCOMM_HOST_ID": "found out",
     "PYCOMM_SEGMENT_BYTES": "by world size",
     "PYCOMM_FLIGHT_DIR": "none",
+    "PYCOMM_ARENA": "0",
+    "PYCOMM_ARENA_BYTES": "half of memory",
     "PYCOMM_LOG": "warning",
     "PYCOMM_CPU": "what the machine has",
     "PYCOMM_REPLACE": "none",

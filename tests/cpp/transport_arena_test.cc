@@ -190,6 +190,26 @@ TEST("a descriptor that is no arena, or that could shrink, is refused") {
   CHECK(!PeerArena::open(std::move(loose)));
 }
 
+TEST("a forked child that makes a group has an arena of its own and frees what it inherited") {
+  auto& mine = Arena::of_process();
+  std::byte* const block = mine.allocate(kMiB);
+  std::memset(block, 5, kMiB);
+  CHECK(&Arena::for_group() == &mine && Arena::owner_of(block) == &mine);
+  CHECK(!Arena::owner_of(&mine));
+  CHECK(in_child([&] {
+          if (&Arena::of_process() != &mine || mine.fd() != -1) return false;
+          auto& own = Arena::for_group();
+          std::byte* const other = own.allocate(kMiB);
+          if (&own == &mine || &Arena::of_process() != &own || !other) return false;
+          if (!own.holds(other, kMiB) || own.holds(block, 1) || !all(block, kMiB, 5)) return false;
+          if (Arena::owner_of(block) != &mine || Arena::owner_of(other) != &own) return false;
+          mine.free(block);
+          own.free(other);
+          return own.statistics().used_bytes == 0 && mine.statistics().used_bytes == 0;
+        }) == 0);
+  mine.free(block);
+}
+
 TEST("links of the shm transport lead to the peer's arena") {
   for (const int world_size : {2, 3}) {
     const auto meshes = connections::connect_threads(world_size, {"shm"});

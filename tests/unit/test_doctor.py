@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ranks import Rank, run_threads
 
 from pycomm.__main__ import main
-from pycomm.doctor import links, machine, network, ranks
+from pycomm.doctor import arenas, links, machine, network, ranks
 from pycomm.doctor.problems import advice, broken
 from pycomm.doctor.report import size_text, text_of
 from pycomm.options import VARIABLES
@@ -39,7 +39,7 @@ def test_three_ranks_are_started_measured_and_described(
 ) -> None:
     code, report = report_of(capsys, "--world", "3")
     assert code == 0, report["problems"]
-    keys = ["build", "machine", "network", "gpus", "settings", "ranks", "used", "problems"]
+    keys = ["build", "machine", "arena", "network", "gpus", "settings", "ranks", "used", "problems"]
     assert list(report) == keys
     found = report["ranks"]
     assert (found["world_size"], found["started_by"], found["pairs_measured"]) == (3, "doctor", 3)
@@ -251,6 +251,7 @@ EMPTY: dict[str, Any] = {
         "pycomm": "0",
         "python": "3",
     },
+    "arena": {"capacity_bytes": None, "running": []},
     "machine": {
         "host": "h",
         "kernel": "6",
@@ -342,3 +343,44 @@ def test_sizes_are_written_in_binary_units() -> None:
         "23.54 GiB",
         "unlimited",
     ]
+
+
+def test_arenas_of_running_processes_are_shown() -> None:
+    program = """
+import sys, torch
+from pycomm import memory
+memory.install()
+x, y = torch.empty(1 << 20), torch.empty(1 << 20)
+del y
+too_large = torch.empty(1 << 27)
+print(flush=True)
+sys.stdin.read()
+"""
+    environment = {**os.environ, "PYCOMM_ARENA_BYTES": "64M"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as running:
+        assert running.stdout and running.stdout.readline() == b"\n"
+        found = arenas.describe(True)
+        assert found["capacity_bytes"] > 0
+        (one,) = (arena for arena in found["running"] if arena["pid"] == running.pid)
+        text = text_of(
+            {**EMPTY, "ranks": None, "arena": {"capacity_bytes": 1 << 30, "running": [one]}}
+        )
+        running.communicate()
+    assert one == {
+        "pid": running.pid,
+        "capacity_bytes": 64 << 20,
+        "used_bytes": 4 << 20,
+        "used_peak_bytes": 8 << 20,
+        "touched_bytes": 8 << 20,
+        "quarantined_bytes": 0,
+        "blocks": 2,
+        "fallbacks": 1,
+    }
+    assert "\narena        up to 1 GiB of shared memory in each process\n" in text
+    expected = "4 MiB in use, at most 8 MiB; 8 MiB of 64 MiB touched; 1 fallbacks"
+    assert f"pid {running.pid}: {expected}\n" in text

@@ -51,6 +51,11 @@ BAD = [
     ("PYCOMM_HOST_ID", "", "expected a text without spaces"),
     ("PYCOMM_HOST_ID", "a b", "expected a text without spaces"),
     ("PYCOMM_CHECK_PLANS", "yes", "expected 0 or 1"),
+    ("PYCOMM_ARENA", "on", "expected 0 or 1"),
+    ("PYCOMM_ARENA_BYTES", "half", "expected a number of bytes, such as 8G, 512M or 1048576"),
+    ("PYCOMM_ARENA_BYTES", "8GB", "0 for none"),
+    ("PYCOMM_ARENA_BYTES", "-1", "expected a number of bytes"),
+    ("PYCOMM_ARENA_BYTES", "1000T", "expected a number of bytes"),
     ("PYCOMM_LOG", "loud", "expected error, warning, info or debug"),
 ]
 
@@ -108,6 +113,12 @@ def test_a_variable_that_is_not_understood_names_itself_and_what_is_expected(
 def test_a_segment_that_is_no_multiple_of_a_page_is_refused() -> None:
     with pytest.raises(pycomm.UsageError, match="5000.*expected a multiple of 4096"):
         Options().resolved({"PYCOMM_SEGMENT_BYTES": "5000"})
+
+
+def test_sizes_have_units() -> None:
+    parse = VARIABLES["PYCOMM_ARENA_BYTES"][1]
+    sizes = {"0": 0, "100": 100, "2K": 2048, "512M": 512 << 20, "8G": 8 << 30, "1T": 1 << 40}
+    assert {text: parse("PYCOMM_ARENA_BYTES", text) for text in sizes} == sizes
 
 
 def test_an_unknown_algorithm_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Backend.allocate_tensor: memory that is kept and given out again."""
+"""Backend.allocate_tensor: memory in the arena, kept and given out again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from ranks import Rank, run_threads
 
 import pycomm
+from pycomm import memory
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,7 @@ def use(me: Rank) -> None:
         tensor = pool.allocate_tensor(1000, dtype=dtype, device=CPU)
         assert tensor.dtype == dtype and tensor.shape == (1000,) and tensor.is_contiguous()
         assert tensor.data_ptr() % 4096 == 0
+        assert memory.holds(tensor)
     assert pool.allocate_tensor(0, dtype=torch.float32, device=CPU).numel() == 0
     tensor = pool.allocate_tensor(3_000_000, dtype=torch.float32, device=CPU)
     place = tensor.data_ptr()
@@ -33,8 +35,10 @@ def use(me: Rank) -> None:
     assert other.data_ptr() != place, "a view still has it"
     del view
     gc.collect()
-    again = pool.allocate_tensor(3_000_100, dtype=torch.float32, device=CPU)
-    assert again.data_ptr() == place, "freed memory of the size class is given out again"
+    touched = memory.statistics()["touched_bytes"]
+    again = pool.allocate_tensor(2_990_000, dtype=torch.float32, device=CPU)
+    assert memory.statistics()["touched_bytes"] == touched, "freed memory is given out again"
+    assert again.data_ptr() < other.data_ptr()
     with pytest.raises(pycomm.UsageError, match="expected cpu"):
         pool.allocate_tensor(1, dtype=torch.float32, device=torch.device("meta"))
     with pytest.raises(pycomm.UsageError, match="expected 0 or more"):

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+// Tensors in the arena: a c10 allocator that asks the arena first and torch's own allocator where
+// the arena has nothing.
+//
+// Backend::allocateTensor always uses it. install_arena() also puts it in the place of torch's
+// allocator of CPU memory for everything of kArenaThresholdBytes and more, which brings DDP's
+// buckets and everybody else's tensors there without their knowing. Memory is freed to where it
+// came from, whichever allocator is installed by then, also at the end of the process. Any thread.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+
+namespace pycomm {
+
+// Allocates in the arena whatever the size.
+std::shared_ptr<c10::Allocator> arena_allocator();
+// An uninitialised tensor of `count` elements from it.
+at::Tensor arena_tensor(int64_t count, const at::TensorOptions& options);
+
+// Counts its calls; the last uninstall puts back what the first install found, unless somebody has
+// replaced it since.
+void install_arena();
+void uninstall_arena();
+
+void bind_arena(pybind11::module_& m);
+
+}  // namespace pycomm
