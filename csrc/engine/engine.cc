@@ -21,6 +21,15 @@ std::vector<int> control_sockets(Mesh& mesh) {
   return sockets;
 }
 
+Cut cut_of(Mesh& mesh) {
+  bool shared_memory = true;
+  for (int peer = 0; peer < mesh.world_size(); ++peer) {
+    shared_memory &= peer == mesh.rank() || mesh.link(peer).transport == "shm";
+  }
+  return cut_for(mesh.world_size(), mesh.segment_bytes(), shared_memory,
+                 mesh.address(0).segment_exact != 0);
+}
+
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
@@ -29,7 +38,7 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
       timeout_ns_(options_.timeout.count()),
       fork_guard_(control_sockets(*mesh_)),
       recorder_(kRecorderEntries),
-      executor_(*mesh_),
+      executor_(*mesh_, cut_of(*mesh_)),
       messages_(*mesh_),
       programs_(*mesh_, options_.algorithms, options_.check_plans),
       callback_order_(std::make_shared<CallbackOrder>([this] {

@@ -8,122 +8,6 @@
 
 namespace pycomm {
 
-size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes) {
-  if (index >= chunks) return count;
-  const size_t unit = std::max<size_t>(1, kCacheLineBytes / element_bytes);
-  const auto parts = static_cast<size_t>(chunks);
-  const size_t each = (count + parts - 1) / parts;
-  const size_t rounded = (each + unit - 1) / unit * unit;
-  return std::min(count, rounded * static_cast<size_t>(index));
-}
-
-void Executor::start(const Program& program, const Operation& operation) {
-  if (failure_) failure_ = {};
-  first_ = 0;
-  const bool again = has_shape_of(program, operation);
-  program_ = &program;
-  operation_ = &operation;
-  if (again) {
-    move_chunks_to(operation);
-  } else {
-    begin_signature();
-    lay_out_chunks();
-    lay_out_cursors();
-  }
-  signature_.sequence = operation.sequence;
-  for (Cursor& cursor : cursors_) cursor = {0, cursor.total, Passage::undecided};
-  sent_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
-  received_frames_.assign(static_cast<size_t>(mesh_.world_size()), 0);
-}
-
-// Whether the last operation differed in nothing but its number and where its tensor lies: then all
-// that was laid out for it holds. Blocks lie anywhere, each on its own.
-bool Executor::has_shape_of(const Program& program, const Operation& operation) const {
-  return program_ == &program && !moves_blocks(operation.collective) &&
-         signature_.collective == operation.collective && signature_.dtype == operation.dtype &&
-         (signature_.op == operation.op || !is_reduction(operation.collective)) &&
-         (signature_.root == operation.root || !is_rooted(operation.collective)) &&
-         (operation.work.empty() || signature_.count == operation.work[0].count);
-}
-
-void Executor::move_chunks_to(const Operation& operation) {
-  if (operation.work.empty() || operation.work[0].data == tensor_) return;
-  std::byte* const to = operation.work[0].data;
-  for (int i = 0; i < program_->plan.work_chunks; ++i) {
-    auto& chunk = chunks_[static_cast<size_t>(i)];
-    chunk.data = to + (chunk.data - tensor_);
-  }
-  tensor_ = to;
-}
-
-void Executor::begin_signature() {
-  const Operation& operation = *operation_;
-  element_bytes_ = size_of(operation.dtype);
-  segment_bytes_ = mesh_.segment_bytes() / element_bytes_ * element_bytes_;
-  signature_ = OpSignature{};
-  signature_.collective = operation.collective;
-  signature_.dtype = operation.dtype;
-  signature_.plan = program_->hash;
-  if (is_reduction(operation.collective)) signature_.op = operation.op;
-  if (is_rooted(operation.collective)) signature_.root = operation.root;
-}
-
-void Executor::lay_out_cursors() {
-  const auto& instructions = program_->instructions;
-  cursors_.resize(instructions.size());
-  for (size_t i = 0; i < instructions.size(); ++i) {
-    const size_t bytes = chunks_[static_cast<size_t>(instructions[i].target)].bytes;
-    const size_t segments = (bytes + segment_bytes_ - 1) / segment_bytes_;
-    cursors_[i].total = static_cast<uint32_t>(std::max<size_t>(1, segments));
-  }
-}
-
-// Work chunks point into the caller's memory, scratch chunks into ours.
-void Executor::lay_out_chunks() {
-  const Plan& plan = program_->plan;
-  chunks_.assign(static_cast<size_t>(program_->chunk_count()), Chunk{});
-  const auto put = [&](int index, std::byte* data, size_t count) {
-    chunks_[static_cast<size_t>(index)] = {data, count * element_bytes_, count};
-  };
-  if (moves_blocks(operation_->collective)) {
-    const size_t given = operation_->work.size();
-    for (size_t i = 0; i < given; ++i) {
-      put(static_cast<int>(i), operation_->work[i].data, operation_->work[i].count);
-    }
-    // A token speaks for this rank's own block: the input of a gather, the output of a scatter.
-    signature_.count = given ? operation_->work[given - 1].count : 0;
-  } else if (operation_->collective != Collective::barrier) {
-    const Region& tensor = operation_->work[0];
-    signature_.count = tensor.count;
-    tensor_ = tensor.data;
-    for (int i = 0; i < plan.work_chunks; ++i) {
-      const size_t begin = chunk_begin(tensor.count, plan.work_chunks, i, element_bytes_);
-      const size_t end = chunk_begin(tensor.count, plan.work_chunks, i + 1, element_bytes_);
-      put(i, tensor.data + begin * element_bytes_, end - begin);
-    }
-  }
-  size_t needed = 0;
-  const auto padded = [](size_t bytes) {
-    return (bytes + kCacheLineBytes - 1) / kCacheLineBytes * kCacheLineBytes;
-  };
-  for (const int like : plan.scratch_like) {
-    if (like != kToken) needed += padded(chunks_[static_cast<size_t>(like)].bytes);
-  }
-  if (scratch_.size() < needed) scratch_.resize(needed);
-  size_t offset = 0;
-  for (size_t s = 0; s < plan.scratch_like.size(); ++s) {
-    const int like = plan.scratch_like[s];
-    auto& chunk = chunks_[static_cast<size_t>(plan.work_chunks) + s];
-    if (like == kToken) {
-      chunk = {nullptr, 0, signature_.count};
-      continue;
-    }
-    chunk = chunks_[static_cast<size_t>(like)];
-    chunk.data = scratch_.data() + offset;
-    offset += padded(chunk.bytes);
-  }
-}
-
 OpSignature Executor::signature_for(const Chunk& chunk) const {
   OpSignature signature = signature_;
   if (moves_blocks(signature.collective)) signature.count = chunk.count;
@@ -131,8 +15,8 @@ OpSignature Executor::signature_for(const Chunk& chunk) const {
 }
 
 size_t Executor::segment_size(const Chunk& chunk, uint32_t segment) const {
-  const size_t begin = segment * segment_bytes_;
-  return std::min(segment_bytes_, chunk.bytes - std::min(chunk.bytes, begin));
+  const size_t begin = segment * chunk.segment_bytes;
+  return std::min(chunk.segment_bytes, chunk.bytes - std::min(chunk.bytes, begin));
 }
 
 bool Executor::ready(size_t index) const {
@@ -161,6 +45,7 @@ Executor::Progress Executor::advance() {
       if (failure_) return Progress::failed;
       if (i == first_ && cursor.done == cursor.total) ++first_;
     }
+    if (first_ == cursors_.size() && begin_next_slice()) return Progress::moved;
     if (first_ == cursors_.size()) return flush() ? Progress::done : Progress::blocked;
     moved |= referred_;
     if (!moved) flush();
@@ -209,7 +94,7 @@ bool Executor::send(size_t index) {
   Channel& channel = mesh_.channel(one.peer, Lane::collective);
   std::byte* room = channel.try_reserve(bytes);
   if (!room) return false;
-  if (bytes) std::memcpy(room, chunk.data + segment * segment_bytes_, bytes);
+  if (bytes) std::memcpy(room, chunk.data + segment * chunk.segment_bytes, bytes);
   const uint32_t number = sent_frames_[static_cast<size_t>(one.peer)]++;
   channel.commit({static_cast<uint32_t>(bytes), number, signature_for(chunk).pack()});
   return true;
@@ -251,7 +136,7 @@ bool Executor::receive(const Instruction& one, uint32_t segment) {
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   ReceivedFrame frame;
   if (!peek(one, one.peer, segment, frame)) return false;
-  const size_t offset = segment * segment_bytes_;
+  const size_t offset = segment * chunk.segment_bytes;
   const size_t bytes = segment_size(chunk, segment);
   Cursor& cursor = cursors_[static_cast<size_t>(&one - program_->instructions.data())];
   if (frame.window.data) {
@@ -269,7 +154,7 @@ bool Executor::receive(const Instruction& one, uint32_t segment) {
 bool Executor::fold(const Instruction& one, uint32_t segment) {
   const Chunk& target = chunks_[static_cast<size_t>(one.target)];
   const Chunk& own = chunks_[static_cast<size_t>(one.source)];
-  const size_t offset = segment * segment_bytes_;
+  const size_t offset = segment * target.segment_bytes;
   const size_t operands = one.operands.size();
   frames_.resize(operands);
   sources_.clear();
@@ -318,7 +203,7 @@ void Executor::finish_fold(const Instruction& one, uint32_t segment) {
 bool Executor::reduce_local(const Instruction& one, uint32_t segment) {
   const Chunk& target = chunks_[static_cast<size_t>(one.target)];
   const Chunk& source = chunks_[static_cast<size_t>(one.source)];
-  const size_t offset = segment * segment_bytes_;
+  const size_t offset = segment * target.segment_bytes;
   const size_t bytes = segment_size(target, segment);
   if (bytes == 0) return true;
   const void* operands[2] = {target.data + offset, source.data + offset};
@@ -340,7 +225,7 @@ bool Executor::copy(const Instruction& one, uint32_t segment) {
   const Chunk& source = chunks_[static_cast<size_t>(one.source)];
   const size_t bytes = segment_size(target, segment);
   PYCOMM_ASSERT(target.bytes == source.bytes, target.bytes, " != ", source.bytes);
-  const size_t offset = segment * segment_bytes_;
+  const size_t offset = segment * target.segment_bytes;
   if (bytes && target.data != source.data) {
     std::memcpy(target.data + offset, source.data + offset, bytes);
   }

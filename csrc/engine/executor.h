@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/cut.h"
 #include "engine/operation.h"
 #include "engine/program.h"
 #include "engine/signature.h"
@@ -24,7 +25,10 @@ class Executor {
  public:
   enum class Progress { blocked, moved, done, failed };
 
-  explicit Executor(Mesh& mesh) : mesh_(mesh) {}
+  Executor(Mesh& mesh, const Cut& cut) : mesh_(mesh), cut_(cut) {}
+  // Frames as the mesh has them, tensors in one piece.
+  explicit Executor(Mesh& mesh)
+      : Executor(mesh, cut_for(mesh.world_size(), mesh.segment_bytes(), false, true)) {}
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
@@ -48,6 +52,7 @@ class Executor {
     std::byte* data = nullptr;
     size_t bytes = 0;
     size_t count = 0;
+    size_t segment_bytes = 1;  // a multiple of the element's size
   };
   // How a send's chunk travels.
   enum class Passage : uint8_t {
@@ -68,6 +73,8 @@ class Executor {
   void begin_signature();
   void lay_out_chunks();
   void lay_out_cursors();
+  void rewind_cursors();
+  bool begin_next_slice();
   bool ready(size_t index) const;
   bool step(size_t index);
   bool send(size_t index);
@@ -88,12 +95,15 @@ class Executor {
   bool flush();
 
   Mesh& mesh_;
+  const Cut cut_;
   const Program* program_ = nullptr;
   const Operation* operation_ = nullptr;
   OpSignature signature_;
   size_t element_bytes_ = 1;
-  size_t segment_bytes_ = 0;     // a multiple of the element's size
   std::byte* tensor_ = nullptr;  // where the chunks of a whole tensor point into
+  bool sliced_ = false;
+  size_t slice_begin_ = 0,
+         slice_count_ = 0;  // elements: where the slice at hand is, how long all are
   std::vector<Chunk> chunks_;
   std::vector<Cursor> cursors_;
   size_t first_ = 0;       // instructions before it are done
@@ -107,9 +117,5 @@ class Executor {
   std::vector<void*> answers_;  // where peers wait for what a fold makes
   Failure failure_;
 };
-
-// Where chunk `index` of `chunks` begins when `count` elements are cut: multiples of a cache line,
-// so that ranks never share one, as even as that allows. index == chunks gives count.
-size_t chunk_begin(size_t count, int chunks, int index, size_t element_bytes);
 
 }  // namespace pycomm

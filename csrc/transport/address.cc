@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <fstream>
 #include <sstream>
@@ -26,7 +27,9 @@ void for_each_field(Address& a, Visit visit) {
   visit("transports", a.transports);
   visit("token", a.token);
   visit("segment_bytes", a.segment_bytes);
+  visit("segment_exact", a.segment_exact);
   visit("slots", a.slots);
+  visit("cores", a.cores);
   visit("tcp_connections", a.tcp_connections);
   visit("unix_name", a.unix_name);
   visit("ip", a.ip);
@@ -98,6 +101,7 @@ PeerAddress local_address(int rank, int world_size, const std::string& host_id) 
   address.host = name;
   address.host_id = host_id.empty() ? host_identity() : "given:" + host_id;
   address.pid = ::getpid();
+  address.cores = static_cast<int>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN)));
   address.token = to_hex(random_token());
   return address;
 }

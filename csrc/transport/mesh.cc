@@ -20,6 +20,7 @@ namespace {
 // kRingBytesPerRankMax.
 RingLayout layout_for(int world_size, size_t segment_bytes) {
   RingLayout layout;
+  if (world_size >= kFewSlotsRanks) layout.slots = kFewSlots;
   if (segment_bytes != 0) {
     layout.segment_bytes = segment_bytes;
     return layout;
@@ -72,6 +73,7 @@ class Mesh::Building {
         mine_(local_address(rank, world_size, options.host_id)) {
     mine_.transports = options.transports;
     mine_.segment_bytes = layout_.segment_bytes;
+    mine_.segment_exact = options.segment_bytes != 0;
     mine_.slots = layout_.slots;
     mine_.tcp_connections = options.tcp_connections;
   }

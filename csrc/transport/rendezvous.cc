@@ -26,6 +26,7 @@ void expect_same_settings(const PeerAddress& mine, const PeerAddress& theirs, in
   expect_same("rank", peer, theirs.rank);
   expect_same("world size", mine.world_size, theirs.world_size);
   expect_same("segment bytes", mine.segment_bytes, theirs.segment_bytes);
+  expect_same("PYCOMM_SEGMENT_BYTES given", mine.segment_exact, theirs.segment_exact);
   expect_same("slots", mine.slots, theirs.slots);
   expect_same("tcp connections", mine.tcp_connections, theirs.tcp_connections);
   expect_same("transports", mine.transports, theirs.transports);

@@ -66,9 +66,11 @@ void for_each_algorithm(const Body& body) {
   }
 }
 
-void sweep(int p, size_t segment_bytes, int slots, bool thorough) {
+// `how`: bytes of a segment, or a Cut.
+template <class How>
+void sweep(int p, const How& how, int slots, bool thorough) {
   std::mt19937_64 random(kSeed + static_cast<uint64_t>(p));
-  simulation::World world(p, segment_bytes, slots);
+  simulation::World world(p, how, slots);
   int turn = 0;
   for_each_algorithm([&](Collective collective, const std::string& algorithm) {
     for (const auto& [op, dtype] : data::arithmetic_for(collective)) {
@@ -93,17 +95,24 @@ void sweep(int p, size_t segment_bytes, int slots, bool thorough) {
 }  // namespace
 
 TEST("every algorithm is right for 1 to 8 ranks, all counts, ops and orders of stepping") {
-  for (int p = 1; p <= 8; ++p) sweep(p, 64, kSlots, true);
+  for (int p = 1; p <= 8; ++p) sweep(p, size_t{64}, kSlots, true);
 }
 
 TEST("every algorithm is right for 9 to 16 ranks") {
-  for (const int p : {9, 11, 12, 15, 16}) sweep(p, 64, kSlots, false);
+  for (const int p : {9, 11, 12, 15, 16}) sweep(p, size_t{64}, kSlots, false);
 }
 
 TEST("every algorithm is right with one slot and with segments that divide nothing") {
   for (const int p : {2, 3, 5, 8}) {
-    sweep(p, 24, 1, false);
-    sweep(p, 1000, 2, false);
+    sweep(p, size_t{24}, 1, false);
+    sweep(p, size_t{1000}, 2, false);
+  }
+}
+
+TEST("every algorithm is right when tensors are sliced and small chunks cut finer") {
+  for (const int p : {1, 2, 3, 4, 5, 8}) {
+    sweep(p, Cut{256, 64, 2, 640}, 2, false);
+    sweep(p, Cut{64, 16, 3, 208}, kSlots, false);
   }
 }
 

@@ -27,7 +27,11 @@ using Faults = std::function<FaultPlan(int from, int to)>;
 class World {
  public:
   World(int world_size, size_t segment_bytes, int slots = kSlots, const Faults& faults = {},
+        const LoopbackReach& reach = {})
+      : World(world_size, cut_for(world_size, segment_bytes, false, true), slots, faults, reach) {}
+  World(int world_size, const Cut& cut, int slots = kSlots, const Faults& faults = {},
         const LoopbackReach& reach = {}) {
+    const size_t segment_bytes = cut.segment_bytes;
     const auto ranks = static_cast<size_t>(world_size);
     std::vector<std::vector<Link>> links(ranks);
     for (auto& row : links) row.resize(ranks);
@@ -48,7 +52,7 @@ class World {
     for (size_t rank = 0; rank < ranks; ++rank) {
       meshes_.push_back(
           std::make_unique<Mesh>(static_cast<int>(rank), std::move(links[rank]), segment_bytes));
-      executors_.push_back(std::make_unique<Executor>(*meshes_.back()));
+      executors_.push_back(std::make_unique<Executor>(*meshes_.back(), cut));
     }
   }
 
