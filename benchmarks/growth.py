@@ -2,13 +2,13 @@
 """How cost grows with ranks, bytes and groups, and what waiting costs; against other backends.
 
     python benchmarks/growth.py --json growth.json --plot growth.png
-    python benchmarks/growth.py --what groups --world 4 --groups 1,8,64
+    python benchmarks/growth.py --what groups --few 4 --groups 1,8,64
 
-    calls    all_reduce of 8 B to 64 MiB on 1 to 16 ranks: wall time, and CPU time summed over ranks,
-             which is what matters where ranks share cores
-    groups   1 to 64 groups over the same ranks: set-up, memory, descriptors and threads of a rank for
-             each group, and an all_reduce of 8 bytes in one group and going round all of them
-    idle     CPU of a rank that waits for another, and of ranks that do nothing, in shares of a core
+    calls    all_reduce of 8 B to 64 MiB on 1 to 16 ranks: wall time, and CPU time summed over
+             ranks, which is what matters where ranks share cores
+    groups   1 to 64 groups over the same ranks: set-up, memory, descriptors and threads of a rank
+             for each group, and an all_reduce of 8 bytes in one group and going round all of them
+    idle     CPU of a rank that waits for another, and of idle ranks, in shares of a core
 
 Ranks are processes of this host and share its cores. Backends take turns.
 """

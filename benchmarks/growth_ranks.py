@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a rank of growth.py does: calls counted in CPU time, groups made in numbers, idle seconds."""
+"""What a rank of growth.py does: calls timed in CPU seconds, many groups, idle seconds."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def run_ranks(
     from torch._C._distributed_c10d import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    method = multiprocessing.get_context("spawn" if preload is None else "forkserver")
+    method: Any = multiprocessing.get_context("spawn" if preload is None else "forkserver")
     if preload is not None:
         method.set_forkserver_preload([*preload])
     ranks: list[_Watched] = []
