@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN = $(abspath $(VENV))/bin
 STAMP = $(VENV)/.ready
 
-.PHONY: demo test check sanitize bench bench-peers build clean
+.PHONY: demo test check sanitize bench bench-micro bench-peers build clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,11 @@ bench: build
 	  --backend pycomm,gloo --world 2,4 --min 8 --max 256M --factor 8 \
 	  --json build/bench.json --plot build/bench.png
 	$(BIN)/python benchmarks/report.py build/bench.json
+
+# Kernels, plans and calls without a second process. --benchmark-compare works here too.
+bench-micro: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,iqr,rounds \
+	  --benchmark-json build/micro.json
 
 # MPI, oneCCL and Gloo beside pycomm in one run; what does not install is left out. Minutes and 3 GB.
 bench-peers: build

@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from pycomm.bench.ranks import RankError
 
 TOLERANCE = 1e-3  # of losses; see examples/compare_runs.py
 EXIT_LOSSES, EXIT_RANK = 1, 3
+# Whether glibc returns the memory of the last step's gradients to the system, so that the next step
+# touches it page by page for the first time, depends on what else was allocated when.
+NEVER = 1 << 40
+KEEP_PAGES = {
+    "GLIBC_TUNABLES": f"glibc.malloc.trim_threshold={NEVER}:glibc.malloc.mmap_threshold={NEVER}"
+}
 Row = dict[str, Any]
 
 
@@ -126,6 +133,7 @@ def arguments() -> argparse.Namespace:
     add("--steps", type=int, default=Job.steps, help="timed steps in a turn")
     add("--bucket-view", action="store_true", help="DDP's gradient_as_bucket_view")
     add("--bucket-mb", type=float, default=Job.bucket_mb, help="DDP's bucket_cap_mb")
+    add("--keep-pages", action="store_true", help="malloc gives no memory back to the system")
     add("--start-when", type=Path, metavar="FILE", help="begin timing when this file exists")
     add("--json", type=Path, help="file for the rows and the machine")
     return parser.parse_args()
@@ -136,6 +144,10 @@ def main() -> int:
     given = arguments()
     texts = (given.contenders or default_contenders(given.parallelism)).split()
     contenders = [contender_of(text) for text in texts]
+    if given.keep_pages:
+        contenders = [
+            replace(one, environment={**one.environment, **KEEP_PAGES}) for one in contenders
+        ]
     job = Job(
         given.parallelism,
         given.batch,

@@ -127,7 +127,7 @@ class Trainer:
         self.text = Windows(load_text("manual", 1 << 20), BLOCK, SEED)
         self.vocabulary = BYTES
         self.model = self._wrapped(Gpt(BLOCK, LAYERS, HEADS, WIDTH, dropout=0.0))
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE)
         self.done = 0
         # What the fake backend leaves in gradients is whatever was in memory.
         self.blank = [torch.zeros_like(p) for p in self.model.parameters()] if self.fake else None

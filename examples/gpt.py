@@ -34,14 +34,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, length, width) to the same shape."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         packed = self.query_key_value(self.norm_attention(x))
         query, key, value = packed.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True
         )  # (batch, heads, length, width / heads)
-        x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        x = x + self.attention_out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm_mlp(x))
 
 

@@ -10,6 +10,7 @@
 #include "torch/communicator.h"
 #include "torch/doctor.h"
 #include "torch/errors.h"
+#include "torch/kernels.h"
 #include "torch/plans.h"
 #include "transport/faulty.h"
 
@@ -158,6 +159,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_backend(m);
   pycomm::bind_plans(m);
   pycomm::bind_doctor(m);
+  pycomm::bind_kernels(m);
   pycomm::bind_communicator(m.ptr());
   pycomm::bind_arena(m);
   m.def("build_info", &pycomm::build_info);

@@ -20,6 +20,7 @@ def plain(annotation):
     annotation = annotation.replace("typing.SupportsInt", "int")
     annotation = annotation.replace("typing.SupportsFloat", "float")
     annotation = annotation.replace(" | typing.SupportsIndex", "")
+    annotation = annotation.replace("Sequence[", "list[")
     annotation = re.sub(r"\bdict\[.*\]", "dict", annotation)
     return re.sub(r"\b(\w+\.)+", "", annotation).strip()
 
