@@ -9,7 +9,6 @@
 
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <mutex>
 #include <set>
 
@@ -123,18 +122,26 @@ void make_empty(std::byte* at, size_t bytes) {
   ::mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
-// Private memory with the same content takes the place of shared memory. Where there is no memory
-// for a copy, a private view at least keeps what the child writes away from its parent.
-void make_copy(std::byte* at, size_t bytes, int fd, size_t offset) {
-  void* const copy =
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (copy == MAP_FAILED) {
-    ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
-           static_cast<off_t>(offset));
-    return;
+bool read_all(std::byte* at, size_t bytes, int fd, size_t offset) {
+  for (size_t done = 0; done < bytes;) {
+    const auto got = ::pread(fd, at + done, bytes - done, static_cast<off_t>(offset + done));
+    if (got <= 0 && errno != EINTR) return false;
+    if (got > 0) done += static_cast<size_t>(got);
   }
-  std::memcpy(copy, at, bytes);
-  ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+  return true;
+}
+
+// Private memory with the same content takes the place of shared memory. It is read through the
+// descriptor: the child's page table has no entries for the shared mapping. Where there is no
+// memory for a copy, a private view at least keeps what the child writes away from its parent.
+void make_copy(std::byte* at, size_t bytes, int fd, size_t offset) {
+  constexpr int kAccess = PROT_READ | PROT_WRITE;
+  constexpr int kPrivate = MAP_PRIVATE | MAP_FIXED;
+  if (::mmap(at, bytes, kAccess, kPrivate | MAP_ANONYMOUS, -1, 0) != MAP_FAILED) {
+    ::madvise(at, bytes, MADV_HUGEPAGE);  // a tenth of the faults
+    if (read_all(at, bytes, fd, offset)) return;
+  }
+  ::mmap(at, bytes, kAccess, kPrivate | MAP_NORESERVE, fd, static_cast<off_t>(offset));
 }
 
 }  // namespace
