@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The arena: blocks, peers that map it, what fork makes of it, and what happens when it is full.
+// The arena within a process: blocks, threads, quarantine, peers that map it, and when it is full.
+// transport_arena_fork_test.cc has what concerns other processes.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -126,41 +127,6 @@ TEST("threads allocate, write and free side by side") {
   CHECK(arena.statistics().used_bytes == 0);
 }
 
-TEST("a forked child has a copy of its own, as of the fork") {
-  Arena arena(16 * kMiB);
-  std::byte* const kept = arena.allocate(kMiB);
-  std::byte* const freed = arena.allocate(kMiB);
-  std::byte* const other = arena.allocate(3 * kPageBytes);
-  std::memset(kept, 1, kMiB);
-  std::memset(other, 3, 3 * kPageBytes);
-  arena.free(freed);
-  int go[2];
-  CHECK(::pipe(go) == 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    char byte;
-    bool good = ::read(go[0], &byte, 1) == 1;  // until the parent has written
-    good = good && all(kept, kMiB, 1) && all(other, 3 * kPageBytes, 3);
-    good = good && !arena.holds(kept, 1) && arena.owns(kept) && arena.fd() == -1;
-    good = good && !arena.allocate(kPageBytes);
-    std::memset(kept, 9, kMiB);
-    good = good && all(kept, kMiB, 9);
-    arena.free(kept);
-    // A child of the child copies no arena, but its ordinary memory.
-    good = good && in_child([&] { return all(other, 3 * kPageBytes, 3); }) == 0;
-    ::_exit(good ? 0 : 1);
-  }
-  std::memset(kept, 2, kMiB);
-  CHECK(::write(go[1], "x", 1) == 1);
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status ", status);
-  CHECK(all(kept, kMiB, 2) && all(other, 3 * kPageBytes, 3));
-  CHECK(arena.allocate(kMiB) == freed, "the child's frees are its own");
-  ::close(go[0]);
-  ::close(go[1]);
-}
-
 TEST("a peer that maps the arena sees what is written, on both sides") {
   Arena arena(16 * kMiB);
   std::byte* const block = arena.allocate(kMiB);
@@ -188,26 +154,6 @@ TEST("a descriptor that is no arena, or that could shrink, is refused") {
   header.capacity = kMiB;
   CHECK(::pwrite(loose.get(), &header, sizeof(header), 0) == sizeof(header));
   CHECK(!PeerArena::open(std::move(loose)));
-}
-
-TEST("a forked child that makes a group has an arena of its own and frees what it inherited") {
-  auto& mine = Arena::of_process();
-  std::byte* const block = mine.allocate(kMiB);
-  std::memset(block, 5, kMiB);
-  CHECK(&Arena::for_group() == &mine && Arena::owner_of(block) == &mine);
-  CHECK(!Arena::owner_of(&mine));
-  CHECK(in_child([&] {
-          if (&Arena::of_process() != &mine || mine.fd() != -1) return false;
-          auto& own = Arena::for_group();
-          std::byte* const other = own.allocate(kMiB);
-          if (&own == &mine || &Arena::of_process() != &own || !other) return false;
-          if (!own.holds(other, kMiB) || own.holds(block, 1) || !all(block, kMiB, 5)) return false;
-          if (Arena::owner_of(block) != &mine || Arena::owner_of(other) != &own) return false;
-          mine.free(block);
-          own.free(other);
-          return own.statistics().used_bytes == 0 && mine.statistics().used_bytes == 0;
-        }) == 0);
-  mine.free(block);
 }
 
 TEST("links of the shm transport lead to the peer's arena") {
