@@ -63,11 +63,6 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
 
 Engine::~Engine() { shutdown("the group was destroyed", false); }
 
-Backoff Engine::backoff() const {
-  return mesh_->oversubscribed() ? Backoff(kPolls, kSpinsOversubscribed, kYieldsOversubscribed)
-                                 : Backoff(kPolls, kSpins, kYields);
-}
-
 Failure Engine::failure() const {
   const std::lock_guard lock(failure_mutex_);
   return failure_;
@@ -135,7 +130,7 @@ void Engine::run(const OperationPtr& operation) {
     queue_.begin(operation, parent);
     busy_ = true;
   }
-  auto why = execute(*operation, false);
+  auto why = execute(*operation, WaitRole::caller);
   {
     const std::lock_guard lock(queue_mutex_);
     busy_ = false;
@@ -188,12 +183,12 @@ void Engine::complete(Operation& operation, Failure why) {
 
 // Runs a collective to its end on this thread; busy_ is ours. The caller completes it once busy_ is
 // given back, so that whoever waits for it finds the engine free.
-Failure Engine::execute(Operation& operation, bool with_messages) {
+Failure Engine::execute(Operation& operation, WaitRole role) {
   Failure why = failed_.load(std::memory_order_acquire) ? failure() : Failure{};
   try {
     if (!why) {
       if (operation.before) operation.before();
-      why = carry_out(programs_.for_operation(operation), operation, with_messages);
+      why = carry_out(programs_.for_operation(operation), operation, role);
       if (!why && operation.after) operation.after();
     }
   } catch (const CommError& error) {
@@ -214,13 +209,13 @@ Failure Engine::execute(Operation& operation, bool with_messages) {
 }
 
 // What peers wait for leaves first; the books are kept while it is on its way.
-Failure Engine::carry_out(const Program& program, Operation& operation, bool with_messages) {
+Failure Engine::carry_out(const Program& program, Operation& operation, WaitRole role) {
   mesh_->progress().begun.store(operation.sequence, std::memory_order_release);
   executor_.start(program, operation);
   auto progress = executor_.advance();
   if (operation.record == kNotRecorded) operation.record = recorder_.submitted(operation);
   recorder_.started(operation.record, program.plan.algorithm.c_str());
-  Backoff pausing = backoff();
+  Backoff pausing(mesh_->wait_policy(role));
   Liveness::Vigil vigil;
   for (; progress != Executor::Progress::done; progress = executor_.advance()) {
     if (progress == Executor::Progress::failed) return explain(executor_.failure());
@@ -228,7 +223,8 @@ Failure Engine::carry_out(const Program& program, Operation& operation, bool wit
     // touched for long after a failure, and on a busy machine a row of yields may take a second.
     if (failed_.load(std::memory_order_acquire)) return failure();
     bool moved = progress == Executor::Progress::moved;
-    if (with_messages && messages_.pending()) moved |= pump_messages();
+    // Messages that nobody waits for are the progress thread's.
+    if (role == WaitRole::progress && messages_.pending()) moved |= pump_messages();
     if (moved) {
       pausing.reset();
       vigil = {};

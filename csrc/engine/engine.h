@@ -86,8 +86,8 @@ class Engine {
   void admit(Operation& operation);
   void settle();
   Failure overdue_gate();
-  Failure execute(Operation& operation, bool with_messages);
-  Failure carry_out(const Program& program, Operation& operation, bool with_messages);
+  Failure execute(Operation& operation, WaitRole role);
+  Failure carry_out(const Program& program, Operation& operation, WaitRole role);
   Failure sleep_until_moved(const Operation& operation, Liveness::Vigil& vigil);
   void need_progress_thread();
   void run_message(const OperationPtr& operation);
@@ -106,7 +106,6 @@ class Engine {
   void drive_messages();
   bool collective_waits();
   void drain(std::chrono::nanoseconds patience);
-  Backoff backoff() const;
   [[noreturn]] void raise(const Operation& operation, const Failure& failure) const;
 
   std::unique_ptr<Mesh> mesh_;

@@ -126,7 +126,7 @@ void Engine::run_message(const OperationPtr& operation) {
     operation->record = recorder_.submitted(*operation);
     messages_.post(operation);
   }
-  Backoff pausing = backoff();
+  Backoff pausing(mesh_->wait_policy(WaitRole::caller));
   Liveness::Vigil vigil;
   while (!operation->finished()) {
     if (pump_messages()) {
@@ -159,7 +159,7 @@ void Engine::progress_loop() {
       queued_ = !queue_.empty();
       busy_ = true;
       lock.unlock();
-      auto why = execute(*operation, true);
+      auto why = execute(*operation, WaitRole::progress);
       lock.lock();
       busy_ = false;
       lock.unlock();
@@ -185,7 +185,7 @@ void Engine::progress_loop() {
 
 // Until there are no messages, or a collective wants this thread.
 void Engine::drive_messages() {
-  Backoff pausing = backoff();
+  Backoff pausing(mesh_->wait_policy(WaitRole::progress));
   Liveness::Vigil vigil;
   while (messages_.pending()) {
     if (failed_.load(std::memory_order_acquire)) return fail_messages();

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "transport/usable_cores.h"
 
 namespace pycomm {
 namespace {
@@ -24,12 +25,13 @@ void for_each_field(Address& a, Visit visit) {
   visit("host", a.host);
   visit("host_id", a.host_id);
   visit("pid", a.pid);
+  visit("cores", a.cores);
+  visit("affinity", a.affinity);
   visit("transports", a.transports);
   visit("token", a.token);
   visit("segment_bytes", a.segment_bytes);
   visit("segment_exact", a.segment_exact);
   visit("slots", a.slots);
-  visit("cores", a.cores);
   visit("tcp_connections", a.tcp_connections);
   visit("unix_name", a.unix_name);
   visit("ip", a.ip);
@@ -102,6 +104,7 @@ PeerAddress local_address(int rank, int world_size, const std::string& host_id) 
   address.host_id = host_id.empty() ? host_identity() : "given:" + host_id;
   address.pid = ::getpid();
   address.cores = static_cast<int>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN)));
+  address.affinity = usable_cores();
   address.token = to_hex(random_token());
   return address;
 }

@@ -20,6 +20,7 @@ struct PeerAddress {
   std::string host;        // host name, for messages
   std::string host_id;     // equal exactly where an abstract unix socket can be shared
   int pid = 0;             // in its own pid namespace, for messages
+  std::string affinity;    // the cores it may run on, see usable_cores.h
   std::string transports;  // comma separated names, those this rank is willing to use
   std::string token;       // 32 hex digits; whoever connects must present it
   uint64_t segment_bytes = 0;

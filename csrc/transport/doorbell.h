@@ -2,8 +2,9 @@
 // How a rank that sleeps is woken by a peer that moved something.
 //
 // One doorbell per rank and group. It lives in shared memory when peers use shm, in private
-// memory otherwise. A peer that commits or consumes a frame rings; ringing costs a fence and a load
-// of a line that rarely changes unless somebody sleeps. Sleepers either wait on a futex or, when
+// memory otherwise. A peer that commits or consumes a frame rings; ringing costs a load of a line
+// that rarely changes unless somebody sleeps, and a fence where sleepers cannot fence for both
+// sides. Sleepers either wait on a futex or, when
 // they must also watch sockets, poll an eventfd that every peer on the host holds. Any thread, any
 // process that maps it. The memory belongs to whoever created it.
 #pragma once
@@ -13,6 +14,7 @@
 #include <cstdint>
 
 #include "base/limits.h"
+#include "transport/asymmetric_fence.h"
 
 namespace pycomm {
 
@@ -20,11 +22,17 @@ struct alignas(kCacheLineBytes) Doorbell {
   std::atomic<uint32_t> rings{0};  // the futex word
   std::atomic<uint32_t> futex_sleepers{0};
   std::atomic<uint32_t> poll_sleepers{0};
+  // The owner's threads run AsymmetricFence::heavy() before they sleep.
+  std::atomic<bool> heavy_sleepers{AsymmetricFence::join()};
 
   // Whatever was published before this call is seen by a sleeper that armed itself, or the sleeper
   // is woken: the fence pairs with the one in arm().
   void ring(int event_fd) {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (heavy_sleepers.load(std::memory_order_relaxed) && AsymmetricFence::joined()) {
+      AsymmetricFence::light();
+    } else {
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+    }
     if (futex_sleepers.load(std::memory_order_relaxed) != 0 ||
         poll_sleepers.load(std::memory_order_relaxed) != 0) {
       wake(event_fd);

@@ -12,6 +12,7 @@
 #include "base/limits.h"
 #include "transport/shm.h"
 #include "transport/tcp.h"
+#include "transport/usable_cores.h"
 
 namespace pycomm {
 namespace {
@@ -128,17 +129,17 @@ size_t Mesh::Building::choose(const Mesh& mesh, const PeerAddress& theirs) const
 void Mesh::Building::connect(Mesh& mesh, Patience& patience) {
   mesh.links_ = std::vector<Link>(static_cast<size_t>(mine_.world_size));
   std::vector<std::vector<int>> served(transports_.size());
-  int local = 1;
+  std::vector<std::string> cores{mine_.affinity};
   for (int peer = 0; peer < mine_.world_size; ++peer) {
     if (peer == mine_.rank) continue;
-    local += mesh.address(peer).host_id == mine_.host_id;
+    if (mesh.address(peer).host_id == mine_.host_id) cores.push_back(mesh.address(peer).affinity);
     served[choose(mesh, mesh.address(peer))].push_back(peer);
   }
   for (size_t i = 0; i < transports_.size(); ++i) {
     auto links = transports_[i]->connect(mesh.addresses_, mine_.rank, served[i], patience);
     for (size_t k = 0; k < links.size(); ++k) mesh.link(served[i][k]) = std::move(links[k]);
   }
-  mesh.oversubscribed_ = local > ::sysconf(_SC_NPROCESSORS_ONLN);
+  mesh.crowding_ = crowding_of(cores, core_quota());
 }
 
 void Mesh::Building::hand_over(Mesh& mesh) {

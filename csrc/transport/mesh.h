@@ -50,8 +50,8 @@ class Mesh {
   Waiter& waiter() { return *waiter_; }
   // Where this rank tells peers how far it is.
   RankProgress& progress() { return own_page_->progress; }
-  // True when the host has fewer cores than ranks of this group: spinning would take a peer's core.
-  bool oversubscribed() const { return oversubscribed_; }
+  // How a thread of this rank waits.
+  WaitPolicy wait_policy(WaitRole role) const { return wait_policy_for(crowding_, role); }
   // "rank 2 (pid 4711 on node7)"
   std::string describe(int peer) const { return address(peer).describe(); }
 
@@ -64,7 +64,7 @@ class Mesh {
   RankPage* own_page_ = nullptr;
   Fd event_fd_;
   std::unique_ptr<Waiter> waiter_;
-  bool oversubscribed_ = false;
+  Crowding crowding_ = Crowding::even;
 
   class Building;
   // Throws if a peer is gone before all are connected.

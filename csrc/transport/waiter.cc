@@ -41,7 +41,11 @@ uint32_t Waiter::arm() {
   doorbell_->futex_sleepers.fetch_add(1, std::memory_order_seq_cst);
   if (epoll_) doorbell_->poll_sleepers.fetch_add(1, std::memory_order_seq_cst);
   // Pairs with the fence in ring(): either the peer sees us armed, or we see what it published.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (!doorbell_->heavy_sleepers.load(std::memory_order_relaxed)) {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  } else if (!AsymmetricFence::heavy()) {
+    doorbell_->heavy_sleepers.store(false, std::memory_order_seq_cst);
+  }
   return doorbell_->rings.load(std::memory_order_seq_cst);
 }
 
@@ -74,22 +78,32 @@ void Waiter::disarm() {
 
 void Waiter::wake() { doorbell_->wake(event_fd_); }
 
+WaitPolicy wait_policy_for(Crowding crowding, WaitRole role) {
+  if (role == WaitRole::progress && crowding != Crowding::roomy) {
+    return {kPollsCrowded, kSpinsProgress, kYieldsProgress};
+  }
+  if (crowding == Crowding::crowded) return {kPollsCrowded, 0, kYieldsCrowded};
+  return {kPolls, kSpins, kYields};
+}
+
 Pause Backoff::pause() {
-  if (tries_ < polls_) {
+  if (tries_ < policy_.polls) {
     ++tries_;
     return Pause::poll;
   }
-  if (tries_ < polls_ + spins_) {
+  if (tries_ < policy_.polls + policy_.spins) {
     ++tries_;
     cpu_relax();
     return Pause::spin;
   }
-  if (tries_ < polls_ + spins_ + yields_) {
+  const auto now = std::chrono::steady_clock::now();
+  if (tries_ == policy_.polls + policy_.spins) {
     ++tries_;
-    ::sched_yield();
-    return Pause::yield;
+    yields_end_ = now + policy_.yields;
   }
-  return Pause::sleep;
+  if (now >= yields_end_) return Pause::sleep;
+  ::sched_yield();
+  return Pause::yield;
 }
 
 }  // namespace pycomm

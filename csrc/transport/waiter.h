@@ -2,8 +2,9 @@
 // The one home of the waiting policy: spin briefly, yield, then sleep until a channel may have
 // moved.
 //
-// Waiter knows what to sleep on: the rank's doorbell alone, or its eventfd together with the
-// sockets of peers on other hosts. Backoff counts one caller's fruitless tries. Any number of
+// How long each takes is a WaitPolicy: it depends on whether ranks have cores of their own, and on
+// what else the waiting thread keeps from running. Waiter knows what to sleep on: the rank's
+// doorbell alone, or its eventfd together with the sockets of peers on other hosts. Any number of
 // threads may sleep on one Waiter, each with its own Backoff. The doorbell must outlive the Waiter.
 //
 // Sockets are watched for changes, not for states (edge-triggered): data that nobody waits for yet,
@@ -18,6 +19,7 @@
 
 #include "base/fd.h"
 #include "transport/doorbell.h"
+#include "transport/usable_cores.h"
 
 namespace pycomm {
 
@@ -44,21 +46,32 @@ class Waiter {
   std::atomic<bool> watched_{false};  // some thread sleeps on the sockets
 };
 
+enum class WaitRole {
+  caller,    // a thread of the program, which has nothing else to do
+  progress,  // a thread of the engine, beside one of the program that may compute
+};
+
+struct WaitPolicy {
+  int polls = 0;                       // looks without a pause
+  int spins = 0;                       // looks with a pause of the processor
+  std::chrono::nanoseconds yields{0};  // for so long the core is given away between looks
+};
+WaitPolicy wait_policy_for(Crowding crowding, WaitRole role);
+
 enum class Pause { poll, spin, yield, sleep };
 
+// Counts the fruitless looks of one thread.
 class Backoff {
  public:
-  Backoff(int polls, int spins, int yields) : polls_(polls), spins_(spins), yields_(yields) {}
+  explicit Backoff(WaitPolicy policy) : policy_(policy) {}
   void reset() { tries_ = 0; }
-  // Does nothing, pauses the processor or yields it; returns Pause::sleep, having done nothing,
-  // when it is time to sleep.
+  // Pauses as the policy says; returns Pause::sleep, having done nothing, when it is time to sleep.
   Pause pause();
 
  private:
-  int polls_;
-  int spins_;
-  int yields_;
+  const WaitPolicy policy_;
   int tries_ = 0;
+  std::chrono::steady_clock::time_point yields_end_{};
 };
 
 }  // namespace pycomm
