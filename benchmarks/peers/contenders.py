@@ -135,6 +135,7 @@ def known() -> list[Contender]:
         _mpi4py("numpy_impi", "impi", "", {**HYDRA, **INTEL}),
         _mpi4py("numpy_openmpi", "openmpi", "--oversubscribe --bind-to none", OPEN_MPI),
         _torch("torch_pycomm", "pycomm"),
+        replace(_torch("torch_pycomm_arena", "pycomm"), env={"PYCOMM_ARENA": "1"}),
         _torch("torch_gloo", "gloo"),
     ]
 

@@ -17,10 +17,9 @@
 
 namespace {
 
-constexpr int kRanksMax = 64;
+constexpr int kRanksMax = 8;
 constexpr size_t kSideBytes = size_t{1} << 29;  // address space of a rank's input, and its output
 constexpr size_t kLetterBytes = 1024;
-constexpr size_t kStripBytes = 4096;  // summed in the first-level cache
 
 struct alignas(64) Flag {
   std::atomic<uint64_t> epoch{0};
@@ -103,24 +102,36 @@ class IdealContender final : public peers::Contender {
   }
 
  private:
-  // Elements [first, last) of `from`'s inputs, all added up strip by strip; take(strip, first,
-  // count).
-  template <class Take>
-  void sum_strips(size_t first, size_t last, const Take& take) {
-    alignas(64) float sums[kStripBytes / sizeof(float)];
-    for (size_t at = first; at < last; at += std::size(sums)) {
-      const size_t count = std::min(std::size(sums), last - at);
-      const float* one = ranks_.side(0, false) + at;
-      const float* two = ranks_.side(ranks_.world > 1 ? 1 : 0, false) + at;
-      if (ranks_.world == 1)
-        std::copy_n(one, count, sums);
-      else
-        for (size_t i = 0; i < count; ++i) sums[i] = one[i] + two[i];
-      for (int peer = 2; peer < ranks_.world; ++peer) {
-        const float* more = ranks_.side(peer, false) + at;
-        for (size_t i = 0; i < count; ++i) sums[i] += more[i];
+  // Sums of elements [first, last) of all inputs, in one pass; into `out`, or into every input.
+  template <int kWorld>
+  void sum(size_t first, size_t last, float* out) {
+    float* inputs[kWorld];
+    for (int peer = 0; peer < kWorld; ++peer) inputs[peer] = ranks_.side(peer, false);
+#pragma GCC ivdep
+    for (size_t i = first; i < last; ++i) {
+      float total = inputs[0][i];
+      for (int peer = 1; peer < kWorld; ++peer) total += inputs[peer][i];
+      if (out) {
+        out[i - first] = total;
+      } else {
+        for (int peer = 0; peer < kWorld; ++peer) inputs[peer][i] = total;
       }
-      take(sums, at, count);
+    }
+  }
+  void sum(size_t first, size_t last, float* out) {
+    switch (ranks_.world) {
+      case 1:
+        return sum<1>(first, last, out);
+      case 2:
+        return sum<2>(first, last, out);
+      case 3:
+        return sum<3>(first, last, out);
+      case 4:
+        return sum<4>(first, last, out);
+      case 6:
+        return sum<6>(first, last, out);
+      default:
+        return sum<8>(first, last, out);
     }
   }
   void exchange() {
@@ -134,37 +145,26 @@ class IdealContender final : public peers::Contender {
       data[i] = sum;
     }
   }
+  // This rank's part of the elements.
+  std::pair<size_t, size_t> part() const {
+    const auto mine = static_cast<size_t>(rank_), world = static_cast<size_t>(ranks_.world);
+    return {cell_.count * mine / world, cell_.count * (mine + 1) / world};
+  }
   void all_reduce() {
-    const auto mine = static_cast<size_t>(rank_);
-    const auto world = static_cast<size_t>(ranks_.world);
-    const size_t first = cell_.count * mine / world, last = cell_.count * (mine + 1) / world;
-    if (world == 2) {
-      float *a = ranks_.side(0, false), *b = ranks_.side(1, false);
-#pragma GCC ivdep
-      for (size_t i = first; i < last; ++i) a[i] = b[i] = a[i] + b[i];
-      return;
-    }
-    sum_strips(first, last, [&](const float* sums, size_t at, size_t count) {
-      for (int peer = 0; peer < ranks_.world; ++peer) {
-        std::memcpy(ranks_.side(peer, false) + at, sums, count * sizeof(float));
-      }
-    });
+    const auto [first, last] = part();
+    sum(first, last, nullptr);
   }
   void reduce_scatter() {
     const size_t first = cell_.block * static_cast<size_t>(rank_);
-    float* out = ranks_.side(rank_, true);
-    if (ranks_.world == 2) {
-      const float *a = ranks_.side(0, false) + first, *b = ranks_.side(1, false) + first;
-#pragma GCC ivdep
-      for (size_t i = 0; i < cell_.block; ++i) out[i] = a[i] + b[i];
-      return;
-    }
-    sum_strips(first, first + cell_.block, [&](const float* sums, size_t at, size_t count) {
-      std::memcpy(out + (at - first), sums, count * sizeof(float));
-    });
+    sum(first, first + cell_.block, ranks_.side(rank_, true));
   }
+  // Every core writes: each rank carries its part to all others.
   void broadcast() {
-    if (rank_ != 0) copy(ranks_.side(rank_, false), ranks_.side(0, false), cell_.count);
+    const auto [first, last] = part();
+    const float* root = ranks_.side(0, false);
+    for (int peer = 1; peer < ranks_.world; ++peer) {
+      copy(ranks_.side(peer, false) + first, root + first, last - first);
+    }
   }
   void all_gather() {
     for (int i = 0; i < ranks_.world; ++i) {
@@ -203,8 +203,8 @@ void* map_shared(size_t bytes) {
 
 int main(int argc, char** argv) {
   const int world = argc > 1 ? std::atoi(argv[1]) : 0;
-  if (world < 1 || world > kRanksMax) {
-    std::fprintf(stderr, "usage: ideal_rank WORLD\n");
+  if (world < 1 || world > kRanksMax || world == 5 || world == 7) {
+    std::fprintf(stderr, "usage: ideal_rank WORLD, with 1, 2, 3, 4, 6 or 8 ranks\n");
     return 2;
   }
   cpu_set_t usable;
