@@ -25,21 +25,37 @@ size_t number_in(const std::string& path, size_t otherwise) {
   return in >> value ? value : otherwise;
 }
 
-size_t meminfo(const std::string& wanted) {
-  std::ifstream in("/proc/meminfo");
+// What stands behind a word in a file of such lines.
+size_t number_after(const std::string& word, const std::string& path, size_t otherwise) {
+  std::ifstream in(path);
   std::string key, line;
   while (std::getline(in, line)) {
     std::istringstream words(line);
-    size_t kibibytes = 0;
-    if (words >> key >> kibibytes && key == wanted) return kibibytes * 1024;
+    size_t value = 0;
+    if (words >> key >> value && key == word) return value;
   }
-  return kUnlimited;
+  return otherwise;
 }
 
-// This process's control group and those around it: limit and use of each, version 1 or 2.
+size_t meminfo(const std::string& word) {
+  return number_after(word, "/proc/meminfo", kUnlimited / 1024) * 1024;
+}
+
+// This process's control group or one around it, of version 1 or 2.
 struct Group {
   std::string limit_file;
   std::string use_file;
+  std::string statistics_file;
+  std::string cache;  // the line with the files' pages that are dropped when memory is wanted
+
+  size_t limit() const { return number_in(limit_file, kUnlimited); }
+  size_t available() const {
+    const size_t limit_bytes = limit();
+    if (limit_bytes == kUnlimited) return kUnlimited;
+    const size_t used = number_in(use_file, 0);
+    const size_t droppable = number_after(cache, statistics_file, 0);
+    return limit_bytes - std::min(limit_bytes, used - std::min(used, droppable));
+  }
 };
 
 std::vector<Group> find_groups() {
@@ -58,7 +74,8 @@ std::vector<Group> find_groups() {
     const std::string use = unified ? "/memory.current" : "/memory.usage_in_bytes";
     for (std::string path = line.substr(second + 1);;) {
       if (path == "/") path.clear();
-      groups.push_back({root + path + limit, root + path + use});
+      groups.push_back({root + path + limit, root + path + use, root + path + "/memory.stat",
+                        unified ? "inactive_file" : "total_inactive_file"});
       if (path.empty()) break;
       path.erase(path.rfind('/'));
     }
@@ -81,18 +98,13 @@ size_t resource_limit(__rlimit_resource which) {
 
 size_t memory_limit() {
   size_t limit = meminfo("MemTotal:");
-  for (const auto& one : own_groups()) limit = std::min(limit, number_in(one.limit_file, limit));
+  for (const auto& one : own_groups()) limit = std::min(limit, one.limit());
   return limit;
 }
 
 size_t memory_available() {
   size_t available = meminfo("MemAvailable:");
-  for (const auto& one : own_groups()) {
-    const size_t limit = number_in(one.limit_file, kUnlimited);
-    if (limit == kUnlimited) continue;
-    const size_t used = number_in(one.use_file, 0);
-    available = std::min(available, limit - std::min(limit, used));
-  }
+  for (const auto& one : own_groups()) available = std::min(available, one.available());
   return available;
 }
 
