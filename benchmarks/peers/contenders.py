@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "build" / "peers"  # what install.py makes: a folder for each library, and bin/
 
-# Every rank pins itself (rank modulo cores) before it starts its library, so no launcher may.
+# Ranks pin themselves (rank modulo cores) before they start their library, so no launcher may.
 HYDRA = {"HYDRA_LAUNCHER": "fork", "HYDRA_BINDING": "none"}
 INTEL = {
     "I_MPI_FABRICS": "shm",
@@ -137,6 +137,8 @@ def known() -> list[Contender]:
         _torch("torch_pycomm", "pycomm"),
         replace(_torch("torch_pycomm_arena", "pycomm"), env={"PYCOMM_ARENA": "1"}),
         _torch("torch_gloo", "gloo"),
+        # Gloo's own threads share the core of a pinned rank; so it is also measured without.
+        replace(_torch("torch_gloo_unpinned", "gloo"), env={"PEERS_PIN": "0"}),
     ]
 
 
