@@ -14,22 +14,30 @@
 namespace pycomm {
 namespace {
 
-// Where the result goes. The count is here, not read through ReduceTask: the stores go through
-// char* and would make the compiler reload it.
+// Where the result goes. Kept here, not read through ReduceTask: the stores go through char* and
+// would make the compiler reload it. `Copies` is their number where it is known when this is
+// compiled, else kSomeCopies.
+inline constexpr int kSomeCopies = -1;
+template <int Copies>
 struct Targets {
   char* first;
+  char* second;
   void* const* copies;
   int copy_count;
 
   explicit Targets(const ReduceTask& task)
-      : first(static_cast<char*>(task.target)), copies(task.copies), copy_count(task.copy_count) {}
-  char* copy(int c) const { return static_cast<char*>(copies[c]); }
+      : first(static_cast<char*>(task.target)),
+        second(Copies == 1 ? static_cast<char*>(task.copies[0]) : nullptr),
+        copies(task.copies),
+        copy_count(task.copy_count) {}
+  int count() const { return Copies == kSomeCopies ? copy_count : Copies; }
+  char* copy(int c) const { return Copies == 1 ? second : static_cast<char*>(copies[c]); }
 };
 
 // One block: `Units` units accumulated in registers across all sources. K is the number of sources
 // when it is known at compile time, else 0.
-template <class Format, class Op, int Units, int K, class Finish>
-PYCOMM_KERNEL_INLINE void reduce_block(const Targets& targets, const char* const* sources,
+template <class Format, class Op, int Units, int K, int Copies, class Finish>
+PYCOMM_KERNEL_INLINE void reduce_block(const Targets<Copies>& targets, const char* const* sources,
                                        int source_count, size_t at, const Finish& finish) {
   constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
   typename Format::Unit units[Units];
@@ -48,7 +56,7 @@ PYCOMM_KERNEL_INLINE void reduce_block(const Targets& targets, const char* const
     units[u] = each(finish, units[u]);
     Format::store(targets.first + at + u * kStep, units[u]);
   }
-  for (int c = 0; c < targets.copy_count; ++c) {
+  for (int c = 0; c < targets.count(); ++c) {
     char* const to = targets.copy(c) + at;
 #pragma GCC unroll 4
     for (int u = 0; u < Units; ++u) Format::store(to + u * kStep, units[u]);
@@ -56,9 +64,9 @@ PYCOMM_KERNEL_INLINE void reduce_block(const Targets& targets, const char* const
 }
 
 // Fewer elements than a unit holds.
-template <class Format, class Op, class Finish>
-inline void reduce_rest(const Targets& targets, const char* const* sources, int source_count,
-                        size_t at, size_t bytes, const Finish& finish) {
+template <class Format, class Op, int Copies, class Finish>
+inline void reduce_rest(const Targets<Copies>& targets, const char* const* sources,
+                        int source_count, size_t at, size_t bytes, const Finish& finish) {
   char unit[size_t{Format::kElements} * Format::kElementBytes] = {};
   __builtin_memcpy(unit, sources[0] + at, bytes);
   auto a = Format::load(unit);
@@ -68,16 +76,16 @@ inline void reduce_rest(const Targets& targets, const char* const* sources, int 
   }
   Format::store(unit, each(finish, a));
   __builtin_memcpy(targets.first + at, unit, bytes);
-  for (int c = 0; c < targets.copy_count; ++c) {
+  for (int c = 0; c < targets.count(); ++c) {
     __builtin_memcpy(targets.copy(c) + at, unit, bytes);
   }
 }
 
-template <class Format, class Op, int K = 0, class Finish>
+template <class Format, class Op, int K = 0, int Copies = kSomeCopies, class Finish>
 void reduce_loop(const ReduceTask& task, const Finish& finish) {
   constexpr size_t kStep = size_t{Format::kElements} * Format::kElementBytes;
   constexpr int kUnits = 4;  // per block: enough additions in flight to hide their latency
-  const Targets targets(task);
+  const Targets<Copies> targets(task);
   const char* const* sources = reinterpret_cast<const char* const*>(task.sources);
   const size_t bytes = task.count * Format::kElementBytes;
   size_t at = 0;
@@ -101,11 +109,13 @@ void reduce_loop(const ReduceTask& task, const Finish& finish) {
   }
 }
 
-// Sums of two, three and four sources are what collectives spend their time on.
+// Sums of two, three and four sources are what collectives spend their time on, and sums of two
+// into both what two ranks do in each other's memory.
 template <class Format>
 void reduce_sum(const ReduceTask& task) {
   switch (task.source_count) {
     case 2:
+      if (task.copy_count == 1) return reduce_loop<Format, Sum, 2, 1>(task, Keep{});
       return reduce_loop<Format, Sum, 2>(task, Keep{});
     case 3:
       return reduce_loop<Format, Sum, 3>(task, Keep{});
