@@ -5,7 +5,7 @@
 //   core_windows [world=2] [collectives=all_reduce,...] [sizes=65536,...] [samples=15] [calls=0]
 //
 // Sizes are bytes of the tensor (all_reduce, broadcast), else of all blocks of a rank. calls=0
-// chooses as many as take about 4 ms. The bare loop knows where all memory lies, meets the others
+// chooses as many as take some 6 ms. The bare loop knows where all memory lies, meets the others
 // at a flag before and after, and does nothing else: no signatures, no deadlines, no failures. What
 // it reads and writes on each rank is printed as bytes for one byte of the size. Columns: size,
 // microseconds at the median over samples (slowest rank) of ordinary memory, arena and bare loop,
@@ -232,8 +232,8 @@ void measure(Bench& b, const Shape& shape) {
   if (shape.collective == Collective::all_reduce) {
     for (int k = 0; k < 3; ++k) check_all_reduce(b, shape, memory[k], contenders[k]);
   }
-  const double us = 1.0 + static_cast<double>(shape.bytes) / 6000;
-  const int calls = b.calls > 0 ? b.calls : std::max(2, static_cast<int>(4000 / us));
+  const double us = 1.0 + static_cast<double>(shape.bytes) / 20000;
+  const int calls = b.calls > 0 ? b.calls : std::max(4, static_cast<int>(6000 / us));
   std::vector<double> times[3];
   for (int sample = 0; sample < b.samples; ++sample) {
     for (int k = 0; k < 3; ++k) {

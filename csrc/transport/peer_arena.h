@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The arena of another process of this host, as seen from here.
 //
-// Mapped with the first use, once a process however many groups the two have in common, and
-// unmapped when the last of these is gone. The ranks that are threads of one process get that
-// process's own arena. Any thread. What it points to belongs to the peer, which says for how long
-// it may be used.
+// Mapped by the first channel that uses it, once a process however many groups the two have in
+// common, and unmapped when the last of these is gone. The ranks that are threads of one process
+// get that process's own arena. Any thread. What it points to belongs to the peer, which says for
+// how long it may be used.
 #pragma once
 
 #include <atomic>
