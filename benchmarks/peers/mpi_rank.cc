@@ -26,8 +26,8 @@ class MpiContender final : public peers::Contender {
     char text[MPI_MAX_LIBRARY_VERSION_STRING];
     int length = 0;
     MPI_Get_library_version(text, &length);
-    const std::string all(text, static_cast<size_t>(length));
-    return all.substr(0, all.find('\n'));
+    const std::string all(text);  // up to its null: some count that in
+    return all.substr(0, all.find_first_of("\n,"));
   }
 
   std::string prepare(const peers::Cell& cell, std::byte* in, std::byte* out) override {

@@ -50,6 +50,25 @@ def describe_run() -> dict[str, Any]:
     }
 
 
+def _text(data: dict[str, Any]) -> str:
+    """JSON with a line for each contender in each cell: short, and differences can be read."""
+    cells = []
+    for cell in data["cells"]:
+        head = ", ".join(
+            f"{json.dumps(key)}: {json.dumps(value)}"
+            for key, value in cell.items()
+            if key != "contenders"
+        )
+        lines = ",\n".join(
+            f"   {json.dumps(name)}: {json.dumps(one)}" for name, one in cell["contenders"].items()
+        )
+        cells.append(f'  {{{head}, "contenders": {{\n{lines}}}}}')
+    runs = ",\n".join(f"  {json.dumps(run)}" for run in data["runs"])
+    body = ",\n".join(cells)
+    number = data["format"]
+    return f'{{"format": {number},\n "runs": [\n{runs}],\n "cells": [\n{body}]}}\n'
+
+
 class Results:
     """The file; save() after each cell, so an interrupted run keeps what it has."""
 
@@ -91,6 +110,5 @@ class Results:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        lines = json.dumps(data, indent=1)
-        part.write_text(lines + "\n")
+        part.write_text(_text(data))
         part.replace(self.path)
