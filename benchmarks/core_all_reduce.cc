@@ -2,10 +2,11 @@
 // All-reduce of float32 through the engine alone, without torch: p50 for each size.
 //
 //   core_all_reduce [world=2] [sizes=8,1024,...] [samples=21] [calls=0] [algorithm=] [pin=1]
-//                   [transports=shm]
+//                   [transports=shm] [async=0]
 //
-// Sizes are bytes. calls=0 chooses as many as take about 5 ms. Every call makes its operation anew,
-// as a caller does. Columns: bytes, microseconds at the median over samples (slowest rank), GB/s.
+// Sizes are bytes. async=1 submits to the progress thread and waits. calls=0 chooses as many as
+// take about 5 ms. Every call makes its operation anew, as a caller does. Columns: bytes,
+// microseconds at the median over samples (slowest rank), GB/s.
 #include <cstdlib>
 #include <map>
 #include <sstream>
@@ -22,12 +23,14 @@ int calls_for(size_t bytes, int world_size) {
 }
 
 void measure(Engine& engine, int rank, int world_size, Meeting& meeting, size_t bytes, int samples,
-             int calls) {
+             int calls, bool async) {
   std::vector<float> memory(std::max<size_t>(1, bytes / sizeof(float)), 0.0f);
   const auto call = [&] {
     auto operation = std::make_shared<Operation>();
     operation->work = {{reinterpret_cast<std::byte*>(memory.data()), memory.size()}};
-    engine.run(operation);
+    if (!async) return engine.run(operation);
+    engine.submit(operation);
+    engine.wait(*operation, {});
   };
   for (int i = 0; i < 3; ++i) call();
   memory.assign(memory.size(), static_cast<float>(rank + 1));
@@ -47,10 +50,10 @@ void measure(Engine& engine, int rank, int world_size, Meeting& meeting, size_t 
 
 int main(int argc, char** argv) {
   std::map<std::string, std::string> given{
-      {"world", "2"},       {"sizes", "8,1024,16384,65536,262144,1048576,4194304,16777216"},
-      {"samples", "21"},    {"calls", "0"},
-      {"algorithm", ""},    {"pin", "1"},
-      {"transports", "shm"}};
+      {"world", "2"},        {"sizes", "8,1024,16384,65536,262144,1048576,4194304,16777216"},
+      {"samples", "21"},     {"calls", "0"},
+      {"algorithm", ""},     {"pin", "1"},
+      {"transports", "shm"}, {"async", "0"}};
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     const auto split = word.find('=');
@@ -68,7 +71,8 @@ int main(int argc, char** argv) {
     std::string size;
     while (std::getline(sizes, size, ',')) {
       measure(*engine, rank, world_size, meeting, std::strtoull(size.c_str(), nullptr, 10),
-              std::atoi(given["samples"].c_str()), std::atoi(given["calls"].c_str()));
+              std::atoi(given["samples"].c_str()), std::atoi(given["calls"].c_str()),
+              given["async"] == "1");
     }
     engine->shutdown("the benchmark is over", true);
   });
