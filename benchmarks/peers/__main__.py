@@ -13,7 +13,7 @@ from benchmarks.peers.install import install
 from benchmarks.peers.interleave import Effort, World
 from benchmarks.peers.plot import plot
 from benchmarks.peers.results import Results
-from benchmarks.peers.table import groups_of, report
+from benchmarks.peers.table import groups_of, report, sources
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -85,8 +85,10 @@ def main() -> int:
             return 0
         if not args.json.exists():
             raise ValueError(f"{args.json} is not there; make bench-peers writes one")
-        cells = Results(args.json).data["cells"]
+        data = Results(args.json).data
+        cells = data["cells"]
         print(report(cells, args.markdown))
+        print("\n" + sources(cells, data["runs"]))
         if args.plot:
             group = groups_of(cells)[0]
             plot(cells, list(group.names), args.plot)

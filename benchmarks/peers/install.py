@@ -69,7 +69,8 @@ def compile_rank(program: str, peers: Path) -> None:
     if target.exists() and target.stat().st_mtime > max(one.stat().st_mtime for one in sources):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = ["g++", "-O3", "-march=native", "-std=c++20", str(HERE / source), "-o", str(target)]
+    part = target.with_suffix(".part")  # the old one may be running
+    command = ["g++", "-O3", "-march=native", "-std=c++20", str(HERE / source), "-o", str(part)]
     if library:
         prefix = peers / library
         if not prefix.exists():
@@ -79,6 +80,7 @@ def compile_rank(program: str, peers: Path) -> None:
         # What the library itself needs is found when it runs.
         command += [f"-Wl,-rpath,{libraries}", "-Wl,--allow-shlib-undefined"]
     _run(command)
+    part.replace(target)
 
 
 def compile_core(peers: Path) -> None:
@@ -88,7 +90,9 @@ def compile_core(peers: Path) -> None:
     _run(["cmake", "-S", str(ROOT), "-B", str(build), *options])
     _run(["cmake", "--build", str(build), "--target", "core_rank", "-j2"])
     (peers / "bin").mkdir(exist_ok=True)
-    shutil.copy2(build / "core_rank", peers / "bin" / "core_rank")
+    part = peers / "bin" / "core_rank.part"
+    shutil.copy2(build / "core_rank", part)
+    part.replace(peers / "bin" / "core_rank")
 
 
 def install(peers: Path, log: Callable[[str], None]) -> dict[str, str]:

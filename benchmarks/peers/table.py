@@ -143,3 +143,13 @@ def report(cells: list[dict[str, Any]], markdown: bool = False) -> str:
     for reason, where in absent.items():
         parts.append(f"- {reason} ({where[0]}{' and more' if len(where) > 1 else ''})")
     return "\n\n".join(parts)
+
+
+def sources(cells: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
+    """Which commit and command the cells are from, a line for each run."""
+    lines = []
+    for number, run in enumerate(runs):
+        count = sum(cell["run"] == number for cell in cells)
+        if count:
+            lines.append(f"- {count} cells of {run['commit']}, {run['at']}: `{run['command']}`")
+    return "\n".join(lines)

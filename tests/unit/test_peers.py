@@ -16,7 +16,7 @@ from benchmarks.peers.interleave import Effort, World
 from benchmarks.peers.plot import plot
 from benchmarks.peers.results import Results
 from benchmarks.peers.shared_files import remove_leftovers
-from benchmarks.peers.table import groups_of, report, rows_of
+from benchmarks.peers.table import groups_of, report, rows_of, sources
 
 PROGRAM = Path(__file__).with_name("peer_program.py")
 QUICK = Effort(cell_s=0.02, rounds=4, patience_s=1.0)
@@ -195,6 +195,7 @@ def test_results_gather_in_one_file_and_newer_cells_replace_older(tmp_path):
     )
     text = report(data["cells"], markdown=True)
     assert "| all_reduce 64 B x2 | 9.00 |" in text and "- mpich: why not" in text
+    assert sources(data["cells"], data["runs"]).startswith("- 1 cells of 3, ")
 
 
 def test_plots_need_two_sizes(tmp_path):
