@@ -41,6 +41,19 @@ inline constexpr int kFewSlots = 2;
 // kRingBytesPerRankMax of address space for each rank.
 inline constexpr size_t kRingBytesPerRankMax = 32 * 1024 * 1024;
 
+// Measuring what a message and a byte cost, once for each process: a size that the L2 holds several
+// times, and the best of a few, as the machine may be busy. About half a millisecond in all; a
+// partner that does not get a core is not waited for.
+inline constexpr size_t kMeasureBytes = 64 * 1024;
+inline constexpr int kMeasureRounds = 32;
+inline constexpr int kMeasureTimes = 8;
+inline constexpr int kMeasureSpins = 200;
+inline constexpr auto kMeasureMax = 5ms;
+// Of the machine on which the sizes in engine/select.cc were found; seconds, and seconds per byte.
+inline constexpr double kAssumedAlphaS = 2.7e-7;
+inline constexpr double kAssumedBetaSPerByte = 3.1e-11;
+inline constexpr double kAssumedGammaSPerByte = 1e-11;
+
 // Payloads of this size and less travel inside the frame header's cache line.
 inline constexpr size_t kInlinePayloadBytes = 16;
 

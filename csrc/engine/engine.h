@@ -79,6 +79,8 @@ class Engine {
   std::string flight_json() const;
   // The algorithm that would carry out such an operation.
   std::string algorithm_for(Collective collective, size_t bytes) const;
+  // What choices go by, and what they let expect.
+  const Programs& programs() const { return programs_; }
 
  private:
   using OperationPtr = std::shared_ptr<Operation>;

@@ -5,11 +5,10 @@
 #include "engine/signature.h"
 #include "plan/algorithms.h"
 #include "plan/check.h"
+#include "plan/cost.h"
 
 namespace pycomm {
 namespace {
-
-constexpr const char* kHierarchical = "hierarchical";
 
 std::vector<std::vector<int>> group_by_host(const Mesh& mesh) {
   std::map<std::string, size_t> index;
@@ -28,13 +27,29 @@ Programs::Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans)
     : mesh_(mesh),
       choices_(std::move(choices)),
       check_plans_(check_plans),
+      figures_(parse_figures(mesh.address(0).figures)),
+      size_factor_(size_factor(figures_)),
       hosts_(group_by_host(mesh)) {}
 
 std::string Programs::algorithm_for(Collective collective, size_t bytes) const {
   const int world = mesh_.world_size();
   const bool one_host = hosts_.size() == 1;
   if (two_levels_pay(collective, bytes, world, hosts_.size(), choices_)) return kHierarchical;
-  return std::string(select_algorithm(collective, bytes, world, one_host, choices_));
+  return std::string(select_algorithm(collective, bytes, world, one_host, choices_, size_factor_));
+}
+
+Plan Programs::plan_of(Collective collective, const std::string& name, int rank, int root) const {
+  return name == kHierarchical ? make_hierarchical_plan(collective, hosts_, rank, root)
+                               : make_plan(collective, name, mesh_.world_size(), rank, root);
+}
+
+double Programs::predicted_s(Collective collective, size_t bytes) const {
+  const auto name = algorithm_for(collective, bytes);
+  PlanSet plans;
+  for (int rank = 0; rank < mesh_.world_size(); ++rank) {
+    plans.push_back(plan_of(collective, name, rank, 0));
+  }
+  return cost(plans, bytes, figures_.link).seconds;
 }
 
 const Program& Programs::for_operation(const Operation& operation) {
@@ -57,17 +72,14 @@ const Program& Programs::find(const Question& question) {
   const auto name = algorithm_for(collective, bytes);
   auto& cached = programs_[{collective, name, root}];
   if (!cached) {
-    const auto plan_of = [&, collective = collective, root = root](int rank) {
-      return name == kHierarchical ? make_hierarchical_plan(collective, hosts_, rank, root)
-                                   : make_plan(collective, name, mesh_.world_size(), rank, root);
-    };
     if (check_plans_) {
       PlanSet plans;
-      for (int rank = 0; rank < mesh_.world_size(); ++rank) plans.push_back(plan_of(rank));
+      for (int rank = 0; rank < mesh_.world_size(); ++rank)
+        plans.push_back(plan_of(collective, name, rank, root));
       const auto wrong = check(plans);
       PYCOMM_ASSERT(wrong.empty(), wrong);
     }
-    cached = std::make_unique<Program>(plan_of(mesh_.rank()));
+    cached = std::make_unique<Program>(plan_of(collective, name, mesh_.rank(), root));
   }
   return *cached;
 }

@@ -17,6 +17,7 @@
 #include "engine/operation.h"
 #include "engine/program.h"
 #include "engine/select.h"
+#include "engine/tuner.h"
 #include "transport/mesh.h"
 
 namespace pycomm {
@@ -27,6 +28,10 @@ class Programs {
 
   const Program& for_operation(const Operation& operation);
   std::string algorithm_for(Collective collective, size_t bytes) const;
+  // What the whole group goes by.
+  const Figures& figures() const { return figures_; }
+  // By plan/cost and these figures: seconds with a core for each rank. Makes all ranks' plans.
+  double predicted_s(Collective collective, size_t bytes) const;
 
  private:
   // All that the choice depends on.
@@ -41,10 +46,13 @@ class Programs {
     const Program* program = nullptr;
   };
   const Program& find(const Question& question);
+  Plan plan_of(Collective collective, const std::string& name, int rank, int root) const;
 
   const Mesh& mesh_;
   const AlgorithmChoices choices_;
   const bool check_plans_;
+  const Figures figures_;
+  const double size_factor_;
   const std::vector<std::vector<int>> hosts_;
   std::map<std::tuple<Collective, std::string, int>, std::unique_ptr<Program>> programs_;
   std::array<Answer, 16> recent_;  // by a hash of the question

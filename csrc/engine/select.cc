@@ -13,7 +13,8 @@ namespace {
 // Up to here every rank sends its whole tensor to all others: one step, but p - 1 times the bytes.
 constexpr size_t kOneShotBytes = 4 * 1024;
 constexpr int kOneShotRanks = 8;
-// Up to here log2(p) exchanges of the whole tensor beat cutting it into p pieces.
+// Up to here log2(p) exchanges of the whole tensor beat cutting it into p pieces; between two ranks
+// of one host they never beat both one_shot and direct.
 constexpr size_t kDoublingBytes = 16 * 1024;
 // Direct exchange opens p - 1 lanes at once; beyond this many ranks that is too many.
 constexpr int kDirectRanks = 32;
@@ -26,6 +27,7 @@ constexpr size_t kScatterBytes = 256 * 1024;
 constexpr size_t kTreeBytes = 256 * 1024;
 
 bool has(Collective collective, std::string_view algorithm) {
+  if (algorithm == kHierarchical) return has_hierarchical_plan(collective);
   const auto all = algorithms_for(collective);
   return std::find(all.begin(), all.end(), algorithm) != all.end();
 }
@@ -53,6 +55,7 @@ AlgorithmChoices parse_algorithms(const std::string& text) {
     for (int code = 0; code < kCollectiveCount; ++code) {
       const auto one = static_cast<Collective>(code);
       for (const auto name : algorithms_for(one)) known += str(" ", name_of(one), "=", name);
+      if (has_hierarchical_plan(one)) known += str(" ", name_of(one), "=", kHierarchical);
     }
     throw UsageError("PYCOMM_ALGO: '" + item +
                      "' is no algorithm; expected a comma-separated list of:" + known +
@@ -62,18 +65,24 @@ AlgorithmChoices parse_algorithms(const std::string& text) {
 }
 
 std::string_view select_algorithm(Collective collective, size_t bytes, int world_size,
-                                  bool one_host, const AlgorithmChoices& choices) {
+                                  bool one_host, const AlgorithmChoices& choices,
+                                  double size_factor) {
   if (const auto chosen = choices.find(collective); chosen != choices.end()) return chosen->second;
   const auto preferred = algorithms_for(collective).front();
+  const auto sized = [&](size_t found) {
+    return one_host ? static_cast<size_t>(static_cast<double>(found) * size_factor) : found;
+  };
   if (collective == Collective::all_reduce) {
-    if (bytes <= kOneShotBytes && world_size <= kOneShotRanks) return "one_shot";
-    if (bytes <= kDoublingBytes) return "recursive_doubling";
+    if (bytes <= sized(kOneShotBytes) && world_size <= kOneShotRanks) return "one_shot";
+    if (bytes <= sized(kDoublingBytes) && (world_size > 2 || !one_host)) {
+      return "recursive_doubling";
+    }
     if (one_host && world_size <= kDirectRanks) return "direct";
     if (bytes <= kTreeBytes) return "double_binary_tree";
     return one_host || bytes / static_cast<size_t>(world_size) >= 4096 ? "ring"
                                                                        : "halving_doubling";
   }
-  if (collective == Collective::broadcast && world_size > 2 && bytes >= kScatterBytes) {
+  if (collective == Collective::broadcast && world_size > 2 && bytes >= sized(kScatterBytes)) {
     return "scatter_all_gather";
   }
   if (world_size > kDirectRanks) {

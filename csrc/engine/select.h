@@ -13,15 +13,19 @@
 
 namespace pycomm {
 
+// Two levels, within hosts and between them: an algorithm of every collective that has such a plan.
+inline constexpr const char* kHierarchical = "hierarchical";
+
 // Collective to algorithm, from a list such as "ring" (for every collective that has it) or
 // "all_reduce=ring,broadcast=direct". Throws UsageError naming the choices.
 using AlgorithmChoices = std::map<Collective, std::string>;
 AlgorithmChoices parse_algorithms(const std::string& text);
 
 // `bytes` is the size of the tensor, or of one rank's block. `one_host` says that all ranks share
-// one.
+// one. `size_factor` moves the sizes at which algorithms change within a host, see tuner.h.
 std::string_view select_algorithm(Collective collective, size_t bytes, int world_size,
-                                  bool one_host, const AlgorithmChoices& choices);
+                                  bool one_host, const AlgorithmChoices& choices,
+                                  double size_factor = 1);
 
 // Whether a two-level plan (make_hierarchical_plan) is used instead: there is one, no choice was
 // made, and some of several hosts hold several ranks. By the size of a tensor only for all_reduce,

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <set>
 
+#include "engine/tuner.h"
 #include "kernels/reduce.h"
 #include "torch/comms_trace.h"
 #include "torch/joined_work.h"
@@ -45,7 +46,9 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
     mesh = std::make_unique<Mesh>();
   } else {
     C10dStore adapted(store_, rank);
-    mesh = Mesh::connect(adapted, rank, world_size, options_->mesh);
+    auto mesh_options = options_->mesh;
+    if (rank == 0) mesh_options.figures = serialize(figures_of_this_process());
+    mesh = Mesh::connect(adapted, rank, world_size, mesh_options);
   }
   auto engine_options = options_->engine;
   engine_options.timeout = options_->timeout;

@@ -110,6 +110,23 @@ void bind_backend(py::module_& m) {
           },
           py::arg("collective"), py::arg("bytes"))
       .def(
+          "predicted_us",
+          [](Backend& b, const std::string& collective, size_t bytes) {
+            return 1e6 * b.engine().programs().predicted_s(collective_of(collective), bytes);
+          },
+          py::arg("collective"), py::arg("bytes"))
+      .def("figures",
+           [](Backend& b) {
+             const auto& found = b.engine().programs().figures();
+             py::dict told;
+             told["measured"] = found.measured;
+             told["alpha_us"] = 1e6 * found.link.alpha_s;
+             told["beta_ns_per_kib"] = 1e9 * 1024 * found.link.beta_s_per_byte;
+             told["gamma_ns_per_kib"] = 1e9 * 1024 * found.link.gamma_s_per_byte;
+             told["size_factor"] = size_factor(found);
+             return told;
+           })
+      .def(
           "transport_to",
           [](Backend& b, int peer) { return std::string(b.engine().mesh().link(peer).transport); },
           py::arg("peer"))

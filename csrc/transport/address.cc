@@ -32,6 +32,7 @@ void for_each_field(Address& a, Visit visit) {
   visit("segment_bytes", a.segment_bytes);
   visit("segment_exact", a.segment_exact);
   visit("slots", a.slots);
+  visit("figures", a.figures);
   visit("tcp_connections", a.tcp_connections);
   visit("unix_name", a.unix_name);
   visit("ip", a.ip);

@@ -74,6 +74,7 @@ class Mesh::Building {
         mine_(local_address(rank, world_size, options.host_id)) {
     mine_.transports = options.transports;
     mine_.segment_bytes = layout_.segment_bytes;
+    mine_.figures = options.figures;
     mine_.segment_exact = options.segment_bytes != 0;
     mine_.slots = layout_.slots;
     mine_.tcp_connections = options.tcp_connections;

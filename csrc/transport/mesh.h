@@ -26,7 +26,8 @@ struct MeshOptions {
   std::string host_id;                 // PYCOMM_HOST_ID; empty: found out
   std::string store_host;              // the route to it chooses the interface otherwise
   int tcp_connections = 2;
-  size_t segment_bytes = 0;                     // 0: chosen from the world size; same on all ranks
+  std::string figures;       // rank 0's are what the group goes by, see engine/tuner.h; opaque here
+  size_t segment_bytes = 0;  // 0: chosen from the world size; same on all ranks
   std::chrono::nanoseconds connect_timeout{0};  // 0: kConnectTimeout
 };
 

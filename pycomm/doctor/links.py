@@ -25,6 +25,8 @@ LATENCY_S, LATENCY_PILOTS, LATENCY_TIMES = 0.2, 5, 400
 BANDWIDTH_S, BANDWIDTH_TIMES = 0.5, 5
 # With more pairs than this (9 ranks) only neighbours are measured, and rank 0 with every host.
 PAIRS_MAX = 36
+# Predicting makes the plans of all ranks, whose steps grow with the square of their number.
+PREDICT_RANKS_MAX = 16
 TAG = 7
 
 COLLECTIVES = (
@@ -101,6 +103,7 @@ def _measured(
         "latency_us": latency,
         "bandwidth_bytes": LARGE_BYTES,
         "bandwidth_gbps": bandwidth,
+        "figures": backend.figures(),
         "algorithms": {name: algorithm_ranges(backend, name) for name in COLLECTIVES},
     }
     return findings, [one for one, _ in gathered]
@@ -122,17 +125,22 @@ def pairs_to_measure(hosts: list[str]) -> list[tuple[int, int]]:
 
 
 def algorithm_ranges(backend: Any, collective: str) -> list[dict[str, Any]]:
-    """Returns the algorithms by size: [{"from_bytes": 8, "algorithm": "direct"}, ...].
+    """Returns the algorithms by size: [{"from_bytes": 8, "algorithm": "direct", ...}, ...].
+
+    Each with "predicted_us" at that size by the group's figures, a core for each rank; None in
+    large groups.
 
     Args:
         backend: The C++ backend of a group.
         collective: Such as "all_reduce"; sizes are of the tensor, or of one rank's block.
     """
     ranges: list[dict[str, Any]] = []
+    predict = backend.size() <= PREDICT_RANKS_MAX
     for size in SIZES:
         name = backend.algorithm_for(collective, size)
         if not ranges or ranges[-1]["algorithm"] != name:
-            ranges.append({"from_bytes": size, "algorithm": name})
+            expected = backend.predicted_us(collective, size) if predict else None
+            ranges.append({"from_bytes": size, "algorithm": name, "predicted_us": expected})
     return ranges
 
 

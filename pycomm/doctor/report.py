@@ -182,6 +182,8 @@ def _ranks(ranks: dict[str, Any] | None) -> list[str]:
     lines = _section("ranks", [head])
     if ranks["world_size"] > 1:
         lines += _pairs(ranks)
+    if "figures" in ranks:
+        lines += _figures(ranks["figures"])
     return [*lines, *_algorithms(ranks["algorithms"]), ""]
 
 
@@ -240,14 +242,39 @@ def _summary(ranks: dict[str, Any]) -> list[str]:
     return _section("pairs", lines)
 
 
+def _figures(figures: dict[str, Any]) -> list[str]:
+    """What the group's choice of algorithms goes by."""
+    source = "measured by rank 0" if figures["measured"] else "assumed: nothing credible measured"
+    beta, gamma = figures["beta_ns_per_kib"], figures["gamma_ns_per_kib"]
+    return _section(
+        "costs",
+        [
+            f"{source}: a message {figures['alpha_us']:.2f} us, moving {beta:.1f} and adding "
+            f"{gamma:.1f} ns/KiB",
+            f"sizes at which algorithms change: x {figures['size_factor']:g}",
+        ],
+    )
+
+
 def _algorithms(algorithms: dict[str, list[dict[str, Any]]]) -> list[str]:
     """One line for collectives that go by the same algorithms."""
     alike: dict[str, list[str]] = {}
     for collective, ranges in algorithms.items():
-        words = [ranges[0]["algorithm"]]
-        words += [f"{one['algorithm']} from {size_text(one['from_bytes'])}" for one in ranges[1:]]
+        decides = len(ranges) > 1
+        words = [ranges[0]["algorithm"] + (_expected(ranges[0]) if decides else "")]
+        words += [
+            f"{one['algorithm']} from {size_text(one['from_bytes'])}{_expected(one)}"
+            for one in ranges[1:]
+        ]
         alike.setdefault(", ".join(words), []).append(collective)
-    return _section("algorithms", [f"{', '.join(who)}: {what}" for what, who in alike.items()])
+    lines = [f"{', '.join(who)}: {what}" for what, who in alike.items()]
+    return _section("algorithms", _folded(lines))
+
+
+def _expected(choice: dict[str, Any]) -> str:
+    """The predicted time, in parentheses, where there is one."""
+    expected = choice.get("predicted_us")
+    return "" if expected is None else f" ({expected:.3g} us)"
 
 
 def _problems(problems: list[dict[str, str]]) -> list[str]:

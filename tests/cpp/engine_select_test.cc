@@ -6,6 +6,8 @@
 #include "check.h"
 #include "engine/select.h"
 #include "plan/algorithms.h"
+#include "plan/check.h"
+#include "plan/host_layout.h"
 
 using namespace pycomm;
 
@@ -73,6 +75,26 @@ TEST("a choice overrides every rule and leaves other collectives alone") {
           "double_binary_tree");
     CHECK(select_algorithm(Collective::all_gather, bytes, 4, true, choices) ==
           select_algorithm(Collective::all_gather, bytes, 4, true, {}));
+  }
+}
+
+TEST("two levels can be asked for by name, also on one host") {
+  const auto choices = parse_algorithms("hierarchical");
+  CHECK(choices.at(Collective::all_reduce) == kHierarchical && choices.count(Collective::barrier));
+  CHECK(!choices.count(Collective::all_to_all));
+  CHECK(refusal("all_to_all=hierarchical").find("PYCOMM_ALGO: '") == 0);
+  CHECK(select_algorithm(Collective::all_reduce, 8, 4, true, choices) == kHierarchical);
+  for (const auto& [collective, name] : choices) {
+    for (const Hosts& hosts : {Hosts{{0}}, Hosts{{0, 1, 2, 3}}, Hosts{{0}, {1}, {2}}}) {
+      PlanSet plans;
+      size_t p = 0;
+      for (const auto& host : hosts) p += host.size();
+      for (size_t rank = 0; rank < p; ++rank) {
+        plans.push_back(make_hierarchical_plan(collective, hosts, static_cast<int>(rank)));
+      }
+      const auto wrong = pycomm::check(plans);
+      CHECK(wrong.empty(), name_of(collective), ": ", wrong);
+    }
   }
 }
 
