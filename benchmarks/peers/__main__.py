@@ -91,7 +91,7 @@ def main() -> int:
         print("\n" + sources(cells, data["runs"]))
         if args.plot:
             group = groups_of(cells)[0]
-            plot(cells, list(group.names), args.plot)
+            plot(cells, list(group.names), group.floor, args.plot)
     except ValueError as error:
         _log(str(error))
         return 2

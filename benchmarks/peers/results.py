@@ -83,11 +83,14 @@ class Results:
         self.data["runs"].append(self.run)
 
     def add(self, cell: Cell, outcome: dict[str, dict[str, Any]]) -> None:
-        """Keeps the outcome of a cell instead of any older one of it."""
+        """Keeps the outcome of a cell instead of any older one that shares a contender with it."""
         key = asdict(cell)
-        self.data["cells"] = [
-            one for one in self.data["cells"] if {name: one[name] for name in key} != key
-        ]
+
+        def replaced(one: dict[str, Any]) -> bool:
+            same = {name: one[name] for name in key} == key
+            return same and bool(one["contenders"].keys() & outcome.keys())
+
+        self.data["cells"] = [one for one in self.data["cells"] if not replaced(one)]
         number = len(self.data["runs"]) - 1
         self.data["cells"].append({**key, "run": number, "contenders": outcome})
 

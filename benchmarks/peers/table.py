@@ -98,6 +98,8 @@ def rows_of(cells: list[dict[str, Any]], group: Group) -> list[list[str]]:
         rows[0] += [f"best peer / {ours}"] + [f"{group.floor} / {ours}"] * bool(group.floor)
     for cell in cells:
         found = cell["contenders"]
+        if not any("p50_us" in found.get(name, {}) for name in group.names):
+            continue
         row = [label_of(cell), *(_entry(found.get(name)) for name in group.names)]
         best = best_peer(found, group.peers)
         for ours in group.ours:
