@@ -101,6 +101,17 @@ TEST("the instruction and the table agree on any length, alignment and cut") {
   }
 }
 
+TEST("lanes of the instruction are joined right around every boundary of theirs") {
+  std::mt19937_64 random(6);
+  std::vector<unsigned char> bytes(3 * 3 * 4096 + 3 * 256 + 64);
+  for (auto& one : bytes) one = static_cast<unsigned char>(random());
+  for (const size_t lanes : {3 * 256, 6 * 256, 3 * 4096, 6 * 4096, 3 * 4096 + 3 * 256}) {
+    for (size_t size = lanes - 17; size <= lanes + 17; ++size) {
+      CHECK(crc32c(7, bytes.data() + 1, size) == crc32c_table(7, bytes.data() + 1, size), size);
+    }
+  }
+}
+
 TEST("a deadline passes when its time is over, and never when it is never") {
   const auto past = Deadline::after(std::chrono::nanoseconds(0));
   CHECK(past.expired() && past.remaining().count() == 0 && past.remaining_ms_at_most(100) == 0);
