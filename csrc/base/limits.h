@@ -61,6 +61,10 @@ inline constexpr size_t kInlinePayloadBytes = 16;
 // the ring costs less than waiting until the peer has read it.
 inline constexpr size_t kReferenceBytesMin = 8 * 1024;
 
+// Payloads of this size and less are staged by a transport that could do without: to copy one costs
+// less than to ask twice, and it has left the engine's hands also when a connection is full.
+inline constexpr size_t kStagedBytes = 4096;
+
 // Waiting: look, look with pauses, yield the core, sleep; see wait_policy_for().
 //
 // A cache line crosses cores in 0.1 us and a pause of the processor takes 0.05 us, so the first
@@ -105,7 +109,7 @@ inline constexpr auto kStragglerAfter = 10s;
 inline constexpr auto kCallbackWorkerIdle = 5s;
 // What callbacks that still run are granted when the process exits.
 inline constexpr auto kCallbackPatience = 2s;
-// What a closing tcp channel grants the kernel to deliver what it has taken.
+// What a closing group grants the kernel to deliver what its tcp channels have sent.
 inline constexpr auto kTcpLinger = 2s;
 
 // A monitored barrier asks the store this often, and grants rank 0's verdict this much more than
@@ -143,6 +147,9 @@ inline constexpr auto kSetupPausePerRank = 250us;
 // A rank that fails says why in the store, some milliseconds before or after its sockets close.
 inline constexpr auto kSetupEchoPatience = 500ms;
 inline constexpr int kTcpConnections = 2;
+// What a receiver reads beyond the bytes it asked for: a small frame whole, behind the end of a
+// large one the next header.
+inline constexpr size_t kTcpReadAheadBytes = 4096;
 inline constexpr int kRecorderEntries = 1024;
 
 }  // namespace pycomm

@@ -91,20 +91,29 @@ bool Executor::send(size_t index) {
   const uint32_t segment = cursors_[index].done;
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const size_t bytes = segment_size(chunk, segment);
-  Channel& channel = mesh_.channel(one.peer, Lane::collective);
-  std::byte* room = channel.try_reserve(bytes);
-  if (!room) return false;
-  if (bytes) std::memcpy(room, chunk.data + segment * chunk.segment_bytes, bytes);
-  const uint32_t number = sent_frames_[static_cast<size_t>(one.peer)]++;
-  channel.commit({static_cast<uint32_t>(bytes), number, signature_for(chunk).pack()});
+  uint32_t& number = sent_frames_[static_cast<size_t>(one.peer)];
+  const FrameHeader header{static_cast<uint32_t>(bytes), number, signature_for(chunk).pack()};
+  const std::byte* const payload = chunk.data + segment * chunk.segment_bytes;
+  if (!mesh_.channel(one.peer, Lane::collective).try_send(header, payload)) return false;
+  ++number;
   return true;
 }
 
-// The frame at hand, if it has come and belongs here.
+// The frame at hand, if it has come and belongs here. A payload that is only to be moved may
+// already lie where it is to go.
 bool Executor::peek(const Instruction& one, int peer, uint32_t segment, ReceivedFrame& frame) {
-  if (!mesh_.channel(peer, Lane::collective).try_peek(frame)) return false;
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const OpSignature expected = signature_for(chunk);
+  Channel& channel = mesh_.channel(peer, Lane::collective);
+  const size_t size = segment_size(chunk, segment);
+  if (one.kind == Instruction::Kind::recv && size > kStagedBytes) {
+    const FrameHeader header{static_cast<uint32_t>(size),
+                             received_frames_[static_cast<size_t>(peer)], expected.pack()};
+    std::byte* const into = chunk.data + segment * chunk.segment_bytes;
+    if (!channel.try_peek_into(frame, header, into)) return false;
+  } else if (!channel.try_peek(frame)) {
+    return false;
+  }
   const auto theirs = OpSignature::unpack(frame.header.tag);
   if (theirs != expected) {
     failure_ = {
@@ -113,7 +122,7 @@ bool Executor::peek(const Instruction& one, int peer, uint32_t segment, Received
   }
   const bool refers = frame.window.data != nullptr;
   const size_t given = refers ? frame.window.bytes : frame.header.payload_bytes;
-  const size_t bytes = refers ? chunk.bytes : segment_size(chunk, segment);
+  const size_t bytes = refers ? chunk.bytes : size;
   const uint32_t number = received_frames_[static_cast<size_t>(peer)];
   const bool fits = given == bytes || (given == 0 && segment == 0 && answer_is_here(one));
   if (!fits || frame.header.number != number) {
@@ -143,7 +152,9 @@ bool Executor::receive(const Instruction& one, uint32_t segment) {
     std::memcpy(chunk.data + offset, frame.window.data + offset, bytes);
     if (segment + 1 < cursor.total) return true;
   } else if (frame.header.payload_bytes) {
-    std::memcpy(chunk.data + offset, frame.payload, bytes);
+    if (frame.payload != chunk.data + offset) {
+      std::memcpy(chunk.data + offset, frame.payload, bytes);
+    }
   } else {
     cursor.done = cursor.total - 1;  // the whole chunk is empty, or here already
   }

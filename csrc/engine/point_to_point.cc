@@ -95,10 +95,8 @@ bool PointToPoint::send_some(int peer, std::vector<OperationPtr>& finished) {
     for (; out.segment < segments; ++out.segment) {
       const size_t begin = out.segment * unit;
       const size_t bytes = std::min(unit, total - begin);
-      std::byte* room = channel.try_reserve(bytes);
-      if (!room) break;
-      if (bytes) std::memcpy(room, operation.work[0].data + begin, bytes);
-      channel.commit({static_cast<uint32_t>(bytes), out.segment, signature.pack()});
+      const FrameHeader header{static_cast<uint32_t>(bytes), out.segment, signature.pack()};
+      if (!channel.try_send(header, operation.work[0].data + begin)) break;
       moved = true;
     }
     // Finished only when nothing of it is left in this process: afterwards nobody might come to
@@ -154,12 +152,24 @@ bool PointToPoint::begin_message(int peer, const OpSignature& signature) {
   return true;
 }
 
+// What continues a message may go straight to where the rest of it lies.
+bool PointToPoint::peek(Channel& channel, Peer& state, ReceivedFrame& frame) const {
+  if (!state.receiving) return channel.try_peek(frame);
+  Incoming& in = state.incoming;
+  const size_t unit = segment_bytes(in.signature.dtype);
+  const size_t begin = in.segment * unit;
+  const size_t left = in.signature.count * size_of(in.signature.dtype) - begin;
+  const FrameHeader expected{static_cast<uint32_t>(std::min(unit, left)), in.segment,
+                             in.signature.pack()};
+  return channel.try_peek_into(frame, expected, in.data() + begin);
+}
+
 bool PointToPoint::receive_some(int peer, std::vector<OperationPtr>& finished) {
   Peer& state = peers_[static_cast<size_t>(peer)];
   Channel& channel = mesh_.channel(peer, Lane::point_to_point);
   bool moved = false;
   ReceivedFrame frame;
-  while (channel.try_peek(frame)) {
+  while (peek(channel, state, frame)) {
     const auto signature = OpSignature::unpack(frame.header.tag);
     if (!state.receiving && !begin_message(peer, signature)) break;
     Incoming& in = state.incoming;
@@ -174,8 +184,8 @@ bool PointToPoint::receive_some(int peer, std::vector<OperationPtr>& finished) {
                               {peer}});
     }
     if (frame.header.payload_bytes) {
-      std::byte* target = in.into ? in.into->work[0].data : in.aside.data();
-      std::memcpy(target + begin, frame.payload, frame.header.payload_bytes);
+      std::byte* target = in.data() + begin;
+      if (frame.payload != target) std::memcpy(target, frame.payload, frame.header.payload_bytes);
     }
     channel.consume();
     moved = true;

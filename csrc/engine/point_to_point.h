@@ -54,6 +54,7 @@ class PointToPoint {
     uint32_t segment = 0;
     OperationPtr into;  // null: set aside
     std::vector<std::byte> aside;
+    std::byte* data() { return into ? into->work[0].data : aside.data(); }
   };
   struct Peer {
     std::deque<Outgoing> outgoing;
@@ -67,6 +68,7 @@ class PointToPoint {
 
   bool send_some(int peer, std::vector<OperationPtr>& finished);
   bool receive_some(int peer, std::vector<OperationPtr>& finished);
+  bool peek(Channel& channel, Peer& state, ReceivedFrame& frame) const;
   bool begin_message(int peer, const OpSignature& signature);
   std::list<OperationPtr>::iterator match(int peer, int tag);
   bool take_set_aside(const OperationPtr& operation);

@@ -16,6 +16,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "base/deadline.h"
 
 namespace pycomm {
 
@@ -25,6 +28,8 @@ struct FrameHeader {
   uint32_t payload_bytes = 0;
   uint32_t number = 0;  // index on this lane within the operation or the message
   std::array<uint64_t, 4> tag{};
+
+  bool operator==(const FrameHeader&) const = default;
 };
 static_assert(sizeof(FrameHeader) == 40);
 
@@ -61,6 +66,24 @@ class Channel {
   virtual bool try_peek(ReceivedFrame& frame) = 0;
   virtual void consume() = 0;
 
+  // Reserve, copy and commit in one. A transport that copies anyway takes the payload from where it
+  // lies. False until the frame is through: then the next use of this side must be the same call,
+  // with the same bytes still there.
+  virtual bool try_send(const FrameHeader& header, const std::byte* payload) {
+    std::byte* const room = try_reserve(header.payload_bytes);
+    if (!room) return false;
+    if (header.payload_bytes) std::memcpy(room, payload, header.payload_bytes);
+    commit(header);
+    return true;
+  }
+  // As try_peek. A transport that copies anyway may put the payload of a frame with exactly this
+  // header at `into`, which then is frame.payload. Until it has come whole, or the channel is not
+  // used any more, that memory must stay.
+  virtual bool try_peek_into(ReceivedFrame& frame, const FrameHeader& /*expected*/,
+                             std::byte* /*into*/) {
+    return try_peek(frame);
+  }
+
   // Whether the peer can reach this memory and a reference to it pays.
   virtual bool peer_reaches(const std::byte* /*data*/, size_t /*bytes*/) const { return false; }
   // Sends a frame that refers to `window`, memory for which peer_reaches() holds; false while there
@@ -74,6 +97,8 @@ class Channel {
   // Pushes what is committed but still here; true when everything has left this process.
   virtual bool try_flush() = 0;
   virtual size_t payload_bytes_max() const = 0;
+  // The destructor may wait until then for the kernel to deliver what it has taken.
+  virtual void close_by(Deadline /*deadline*/) {}
 };
 
 }  // namespace pycomm

@@ -56,6 +56,15 @@ Mesh::Mesh(int rank, std::vector<Link> links, size_t segment_bytes)
   make_waiter(&own_page_->bell, Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
 }
 
+Mesh::~Mesh() {
+  const auto deadline = Deadline::after(kTcpLinger);
+  for (auto& link : links_) {
+    for (auto& lane : link.lanes) {
+      if (lane) lane->close_by(deadline);
+    }
+  }
+}
+
 void Mesh::make_waiter(Doorbell* bell, Fd event_fd) {
   std::vector<int> sockets;
   for (const auto& link : links_) {

@@ -37,6 +37,8 @@ class Mesh {
   Mesh();
   // From links made elsewhere (loopback); `links[rank]` stays empty.
   Mesh(int rank, std::vector<Link> links, size_t segment_bytes);
+  // All channels together get kTcpLinger to deliver what they have sent.
+  ~Mesh();
 
   // Collective over all ranks of the group. Throws CommError or UsageError.
   static std::unique_ptr<Mesh> connect(Store& store, int rank, int world_size,

@@ -3,17 +3,23 @@
 //
 // Frame number k travels on connection k mod n, so the receiver knows where the next one will
 // arrive and order needs no reassembly. Every frame carries its number and a CRC-32C of header and
-// payload. Both sides keep kSlots frames in private memory; sockets never block. One thread per
-// side, as Channel says. The channel owns its sockets.
+// payload. Large payloads go from the sender's memory into the kernel and, where the receiver knows
+// what comes next, from the kernel into its memory; what is reserved and committed, small or of
+// unknown kind is staged here. Sockets never block. One thread per side, as Channel says. The
+// channel owns its sockets.
 #pragma once
 
+#include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/deadline.h"
 #include "base/fd.h"
 #include "base/limits.h"
 #include "transport/channel.h"
+#include "transport/tcp_connection.h"
 
 namespace pycomm {
 
@@ -35,35 +41,55 @@ class TcpChannel final : public Channel {
 
   std::byte* try_reserve(size_t payload_bytes) override;
   void commit(const FrameHeader& header) override;
-  bool try_peek(ReceivedFrame& frame) override;
+  bool try_send(const FrameHeader& header, const std::byte* payload) override;
+  bool try_peek(ReceivedFrame& frame) override { return try_peek_into(frame, {}, nullptr); }
+  bool try_peek_into(ReceivedFrame& frame, const FrameHeader& expected, std::byte* into) override;
   void consume() override;
   bool try_flush() override;
   size_t payload_bytes_max() const override { return segment_bytes_; }
+  void close_by(Deadline deadline) override { close_by_ = deadline; }
 
  private:
-  // One frame in memory: wire header, then payload.
-  struct Slot {
-    std::unique_ptr<std::byte[]> bytes;
-    size_t moved = 0;  // bytes sent or received so far
-    TcpFrameHeader& header() { return *reinterpret_cast<TcpFrameHeader*>(bytes.get()); }
-    std::byte* payload() { return bytes.get() + sizeof(TcpFrameHeader); }
+  struct Outgoing {
+    TcpFrameHeader header;
+    const std::byte* payload = nullptr;
+    size_t moved = 0;  // bytes of both that the kernel has taken
+    bool whole() const { return moved == sizeof(header) + header.frame.payload_bytes; }
   };
-  Slot& slot(std::vector<Slot>& slots, uint64_t number);
-  int socket_of(uint64_t number) const;
-  bool send_frame(uint64_t number);
-  bool receive_frame(uint64_t number);
-  void verify(Slot& slot, uint64_t number);
+  struct Incoming {
+    TcpFrameHeader header;
+    size_t header_moved = 0;
+    std::byte* payload = nullptr;
+    size_t moved = 0;  // bytes of the payload
+    uint32_t crc = 0;  // of what has come
+    bool whole = false;
+  };
+  using Outcome = TcpConnection::Outcome;
+
+  TcpConnection& connection_of(uint64_t number) {
+    return connections_[number % connections_.size()];
+  }
+  Outgoing outgoing(const FrameHeader& header, const std::byte* payload) const;
+  bool send(Outgoing& one, uint64_t number);
+  bool receive(const FrameHeader& expected, std::byte* into);
+  void check_header() const;
+  [[noreturn]] void lost(Outcome outcome) const;
   [[noreturn]] void lost(const std::string& why) const;
 
-  std::vector<Fd> sockets_;
+  std::deque<TcpConnection> connections_;
   int peer_rank_;
   std::string peer_;
   size_t segment_bytes_;
-  std::vector<Slot> sending_;
-  std::vector<Slot> receiving_;
-  std::vector<bool> received_;  // by slot: whole and verified
-  uint64_t committed_ = 0;      // frames handed over by the engine
-  uint64_t sent_ = 0;           // frames the kernel has taken whole, in order
+  std::optional<Deadline> close_by_;
+
+  std::vector<std::unique_ptr<std::byte[]>> staging_;  // kSlots payloads on their way out
+  std::vector<Outgoing> staged_;                       // frames in them
+  std::optional<Outgoing> direct_;                     // a try_send() that is not through yet
+  uint64_t committed_ = 0;                             // frames handed over by the engine
+  uint64_t sent_ = 0;                                  // frames the kernel has taken whole
+
+  std::unique_ptr<std::byte[]> arriving_;  // a payload that goes nowhere else
+  Incoming incoming_;
   uint64_t consumed_ = 0;
 };
 
