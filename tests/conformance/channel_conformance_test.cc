@@ -147,6 +147,48 @@ TEST("less than was reserved may be committed") {
   });
 }
 
+TEST("what is sent from memory arrives, wherever the receiver wants it, mixed with staged frames") {
+  for_each_transport(20000, [](const Connection& c) {
+    constexpr uint64_t kFrames = 400;
+    std::mt19937_64 random(kSeed);
+    std::vector<size_t> sizes(kFrames);
+    for (auto& size : sizes) size = random_size(random, 20000);
+    std::vector<std::byte> memory(20000);
+    uint64_t sent = 0, received = 0;
+    const auto deadline = Deadline::after(kPatience);
+    while (received < kFrames) {
+      CHECK(!deadline.expired(), c.name, ", seed ", kSeed, ": stuck at frame ", received);
+      if (sent < kFrames) {
+        const size_t bytes = sizes[sent];
+        // A frame that was begun is sent by the same call until it is through.
+        if (sent % 3 != 0) {
+          sent += c.end(0).try_send(header_of(sent, bytes), noise_of(sent, bytes));
+        } else if (std::byte* room = c.end(0).try_reserve(bytes)) {
+          if (bytes) std::memcpy(room, noise_of(sent, bytes), bytes);
+          c.end(0).commit(header_of(sent, bytes));
+          ++sent;
+        }
+      } else {
+        c.end(0).try_flush();
+      }
+      // Sometimes it expects the frame, sometimes another one, sometimes it only looks.
+      const size_t bytes = sizes[received];
+      const uint64_t expected = received + (received % 5 == 0);
+      ReceivedFrame frame;
+      const bool there = received % 4 == 3 ? c.end(1).try_peek(frame)
+                                           : c.end(1).try_peek_into(
+                                                 frame, header_of(expected, bytes), memory.data());
+      if (!there) continue;
+      check_frame(frame, received, bytes, c.name);
+      if (expected != received && bytes > 0) {
+        CHECK(frame.payload != memory.data(), c.name, ": another frame was put there");
+      }
+      c.end(1).consume();
+      ++received;
+    }
+  });
+}
+
 TEST("a full channel refuses, loses nothing, and has room again once frames are consumed") {
   for_each_transport(64 * 1024, [](const Connection& c) {
     const size_t bytes = 60000;

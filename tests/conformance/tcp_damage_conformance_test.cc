@@ -23,40 +23,49 @@ constexpr uint64_t kSeed = 1969;
 struct Wire {
   Fd raw;
   std::unique_ptr<TcpChannel> channel;
+  int channel_fd = -1;
+  mutable bool landed = false;  // the last frame's payload lay where the caller wanted it
 
-  Wire() {
+  explicit Wire(size_t segment_bytes = kSegment) {
     int pair[2];
     CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
     raw = Fd(pair[0]);
+    channel_fd = pair[1];
     std::vector<Fd> sockets;
     sockets.emplace_back(pair[1]);
-    channel =
-        std::make_unique<TcpChannel>(std::move(sockets), 2, "rank 2 at 10.0.0.7 (eth0)", kSegment);
+    channel = std::make_unique<TcpChannel>(std::move(sockets), 2, "rank 2 at 10.0.0.7 (eth0)",
+                                           segment_bytes);
   }
   void write(const std::string& bytes) const {
     CHECK(::send(raw.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) ==
           static_cast<ssize_t>(bytes.size()));
   }
-  std::string read() const {
-    std::string bytes(1 << 16, 0);
+  std::string read(size_t most = 1 << 16) const {
+    std::string bytes(most, 0);
     const auto got = ::recv(raw.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
     bytes.resize(got > 0 ? static_cast<size_t>(got) : 0);
     return bytes;
   }
-  // The next frame as a string; "nothing" or "refused: why" otherwise.
-  std::string peek() const {
+  // The next frame as a string; "nothing" or "refused: why" otherwise. With `into`, memory for a
+  // frame with that header.
+  std::string peek(const FrameHeader& expected = {}, std::byte* into = nullptr) const {
     ReceivedFrame frame;
     try {
-      if (!channel->try_peek(frame)) return "nothing";
+      if (!channel->try_peek_into(frame, expected, into)) return "nothing";
     } catch (const CommError& error) {
       CHECK(error.failure().kind == FailureKind::peer_failure);
       CHECK(error.failure().ranks == std::vector<int>{2});
       return str("refused: ", error.what());
     }
-    CHECK(frame.header.payload_bytes <= kSegment, frame.header.payload_bytes);
+    CHECK(frame.header.payload_bytes <= channel->payload_bytes_max(), frame.header.payload_bytes);
+    landed = frame.payload == into;
     return std::string(reinterpret_cast<const char*>(frame.payload), frame.header.payload_bytes);
   }
 };
+
+FrameHeader header_of(const std::string& payload) {
+  return {static_cast<uint32_t>(payload.size()), 0, {1, 2, 3, 4}};
+}
 
 // The bytes that a channel puts on the wire for these payloads.
 std::string bytes_of(const std::vector<std::string>& payloads) {
@@ -66,7 +75,7 @@ std::string bytes_of(const std::vector<std::string>& payloads) {
     std::byte* room = wire.channel->try_reserve(payload.size());
     CHECK(room != nullptr);
     std::memcpy(room, payload.data(), payload.size());
-    wire.channel->commit({static_cast<uint32_t>(payload.size()), 0, {1, 2, 3, 4}});
+    wire.channel->commit(header_of(payload));
     bytes += wire.read();
   }
   return bytes;
@@ -95,6 +104,98 @@ TEST("frames that arrive byte by byte are put together") {
   CHECK(wire.peek().empty());
   wire.channel->consume();
   CHECK(wire.peek() == "x");
+}
+
+TEST("frames cut in two anywhere are put together, where the receiver wants them") {
+  const std::string second(kSegment, 'z');
+  const auto bytes = bytes_of({kPayload, second});
+  for (size_t cut = 0; cut <= bytes.size(); ++cut) {
+    Wire wire;
+    std::string memory(kSegment, 0);
+    auto* const into = reinterpret_cast<std::byte*>(memory.data());
+    wire.write(bytes.substr(0, cut));
+    const auto early = wire.peek(header_of(kPayload), into);
+    CHECK(early == (cut < kHeader + kPayload.size() ? "nothing" : kPayload), cut);
+    if (early == kPayload) {
+      wire.channel->consume();
+      // A frame is looked at without a place for it once, and wanted somewhere afterwards.
+      CHECK(wire.peek() == (cut < bytes.size() ? "nothing" : second), cut);
+    }
+    wire.write(bytes.substr(cut));
+    if (early != kPayload) {
+      CHECK(wire.peek(header_of(kPayload), into) == kPayload && wire.landed, cut);
+      CHECK(memory.compare(0, kPayload.size(), kPayload) == 0, cut);
+      wire.channel->consume();
+    }
+    CHECK(wire.peek(header_of(second), into) == second, cut);
+    wire.channel->consume();
+    CHECK(wire.peek() == "nothing", cut);
+  }
+}
+
+TEST("memory for one frame is not touched by another, nor by one that is damaged in its header") {
+  const auto good = bytes_of({kPayload});
+  const std::string untouched(kSegment, '-');
+  const auto try_into = [&](const std::string& bytes, const FrameHeader& expected) {
+    Wire wire;
+    std::string memory = untouched;
+    wire.write(bytes);
+    const auto told = wire.peek(expected, reinterpret_cast<std::byte*>(memory.data()));
+    CHECK(memory == untouched);
+    return told;
+  };
+  auto other = header_of(kPayload);
+  other.tag[3] = 5;
+  CHECK(try_into(good, other) == kPayload);
+  other = header_of(kPayload);
+  other.number = 1;
+  CHECK(try_into(good, other) == kPayload);
+  for (size_t byte = 0; byte < kHeader; ++byte) {
+    if (byte >= offsetof(TcpFrameHeader, crc) && byte < offsetof(TcpFrameHeader, number)) continue;
+    auto damaged = good;
+    damaged[byte] = static_cast<char>(damaged[byte] ^ 0x40);
+    const auto told = try_into(damaged, header_of(kPayload));
+    CHECK(refused(told) || told == "nothing", byte, ": ", told);
+  }
+  // Damage to the payload shows when it has come, wherever it went.
+  Wire wire;
+  auto damaged = good;
+  damaged.back() ^= 1;
+  std::string memory = untouched;
+  wire.write(damaged);
+  const auto told = wire.peek(header_of(kPayload), reinterpret_cast<std::byte*>(memory.data()));
+  CHECK(refused(told, "CRC-32C"), told);
+}
+
+TEST("a frame that the kernel takes in pieces goes on where it stopped") {
+  // Steps of all sizes end in the header, at its end and in the payload.
+  constexpr size_t kBytes = 600'000;
+  std::string payload(kBytes, 0);
+  for (size_t i = 0; i < kBytes; ++i) payload[i] = static_cast<char>(i * i >> 3);
+  const auto* const from = reinterpret_cast<const std::byte*>(payload.data());
+  for (const size_t step : {size_t{1} << 16, size_t{9999}, size_t{1} << 12}) {
+    Wire wire(kBytes), other(kBytes);
+    const int small = 4096;
+    ::setsockopt(wire.channel_fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    std::string bytes;
+    int tries = 0;
+    for (int frame = 0; frame < 2; ++frame) {
+      for (; !wire.channel->try_send(header_of(payload), from); ++tries) {
+        bytes += wire.read(step);
+      }
+    }
+    CHECK(tries > 2, "the kernel took everything at once, so nothing was tested");
+    while (bytes.size() < 2 * (kHeader + kBytes)) bytes += wire.read(step);
+    for (int frame = 0; frame < 2; ++frame) {
+      std::string told = "nothing";
+      for (size_t at = frame * (kHeader + kBytes); told == "nothing"; at += step) {
+        other.write(bytes.substr(at, std::min(step, (frame + 1) * (kHeader + kBytes) - at)));
+        told = other.peek();
+      }
+      CHECK(told == payload, "step ", step);
+      other.channel->consume();
+    }
+  }
 }
 
 TEST("every single damaged bit is noticed before the frame is handed out") {
