@@ -14,11 +14,14 @@ memory. docs/array.md has the rules.
 from __future__ import annotations
 
 import array
+import math
 import os
 from datetime import timedelta
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
+import torch
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed import DistError
 from torch.distributed.rendezvous import rendezvous
@@ -31,6 +34,7 @@ from pycomm.options import Options
 load()  # says what is wrong where the module below cannot be loaded
 from pycomm._C import Communicator as _Calls  # noqa: E402
 
+_CPU = torch.device("cpu")
 _TIMEOUT_S = 30 * 60.0
 _FORMS = 'expected "tcp://HOST:PORT", "file:///PATH", or one of torch.distributed\'s stores'
 
@@ -68,7 +72,21 @@ class Communicator(_Calls):
             store = PrefixStore("communicator", _open_store(store, rank, world_size, wait_s))
         self._store = store
         self._splits = 0
-        super().__init__(backend.connect(store, rank, world_size, values, "communicator"))
+        self._backend = backend.connect(store, rank, world_size, values, "communicator")
+        super().__init__(self._backend)
+
+    def empty(
+        self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32
+    ) -> np.ndarray[Any, Any]:
+        """Returns a new NumPy array, not initialised; local.
+
+        From 64 KiB on it lies in the arena: memory that the ranks of this host share, where
+        collectives need fewer copies. It may be used for anything, also after the group is closed.
+        """
+        kind = np.dtype(dtype)
+        wanted = math.prod(shape if isinstance(shape, tuple) else (shape,)) * kind.itemsize
+        memory = self._backend.allocate_tensor(wanted, dtype=torch.uint8, device=_CPU)
+        return cast("np.ndarray[Any, Any]", memory.numpy().view(kind).reshape(shape))
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Makes groups of the ranks that give the same color; collective over this group, blocking.

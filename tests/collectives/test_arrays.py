@@ -197,3 +197,19 @@ def libraries(me: Rank) -> None:
 
 def test_arrays_of_other_libraries_are_taken_as_they_are() -> None:
     run_ranks(libraries, 2, init=False)
+
+
+def shared(me: Rank) -> None:
+    with connect(me) as comm:
+        for shape, dtype in [((3, 50_000), "float32"), (7, "int16"), (0, "float64"), ((), bool)]:
+            one = comm.empty(shape, dtype)
+            assert one.dtype == np.dtype(dtype)
+            assert one.shape == (shape if isinstance(shape, tuple) else (shape,))
+            one[...] = values(me.rank, one.size, dtype).reshape(one.shape)
+            comm.all_reduce(one, op="max")
+            same(one.ravel(), np.maximum.reduce(of_all(me.world_size, one.size, dtype)))
+    one[...] = True  # it outlives the group
+
+
+def test_arrays_made_in_shared_memory_are_arrays_like_others() -> None:
+    run_ranks(shared, 2, init=False)
