@@ -79,8 +79,11 @@ void Waiter::disarm() {
 void Waiter::wake() { doorbell_->wake(event_fd_); }
 
 WaitPolicy wait_policy_for(Crowding crowding, WaitRole role) {
-  if (role == WaitRole::progress && crowding != Crowding::roomy) {
-    return {kPollsCrowded, kSpinsProgress, kYieldsProgress};
+  if (role == WaitRole::progress && crowding == Crowding::crowded) {
+    return {kPollsCrowded, 0, kYieldsProgress};
+  }
+  if (role == WaitRole::progress && crowding == Crowding::even) {
+    return {kPollsCrowded, kSpinsProgress, 0us};
   }
   if (crowding == Crowding::crowded) return {kPollsCrowded, 0, kYieldsCrowded};
   return {kPolls, kSpins, kYields};
