@@ -41,8 +41,8 @@ Row = dict[str, Any]
 
 def default_contenders(parallelism: str) -> str:
     """The names used without --contenders; the floor comes first."""
-    floor = "alone=" if parallelism == "ddp" else "fake"
-    return f"{floor} gloo pycomm"
+    floor = "alone= fake" if parallelism == "ddp" else "fake"
+    return f"{floor} gloo pycomm arena=pycomm,PYCOMM_ARENA=1"
 
 
 def rows_of(told: Sequence[Row], contenders: Sequence[Contender], world: int) -> list[Row]:
@@ -66,7 +66,7 @@ def rows_of(told: Sequence[Row], contenders: Sequence[Contender], world: int) ->
             "step_ms_p50": statistics.median(steps),
             "step_ms_p10": steps[len(steps) // 10],
             "step_ms_p90": steps[len(steps) * 9 // 10],
-            "step_ms_min": steps[0],
+            "step_ms": [round(one, 2) for one in steps],
             "faults": statistics.median(one["faults"] for one in turns),
             "switches": statistics.median(one["switches"] for one in turns),
             "cpu_ms": by_thread(turns, "cpu_ms"),

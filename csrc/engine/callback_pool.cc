@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "engine/callback_pool.h"
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -19,6 +21,7 @@ struct CallbackPool::State {
   bool stopping = false;
 
   void work() {
+    ::pthread_setname_np(::pthread_self(), "pycomm_callback");
     std::unique_lock lock(mutex);
     while (true) {
       if (waiting.empty()) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "engine/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -52,6 +54,7 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
                 [this](const Failure& failure, bool heard) { fail(failure, heard); }) {
   if (mesh_->world_size() > 1) {
     watcher_thread_ = std::make_unique<std::thread>([this] {
+      ::pthread_setname_np(::pthread_self(), "pycomm_watcher");
       try {
         liveness_.watch();
       } catch (const std::exception& error) {

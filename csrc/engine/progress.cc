@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The engine's other half: the queue, the progress thread, messages, and the end of a group. See
 // engine.h.
+#include <pthread.h>
+
 #include "base/log.h"
 #include "engine/engine.h"
 
@@ -151,6 +153,7 @@ void Engine::run_message(const OperationPtr& operation) {
 }
 
 void Engine::progress_loop() {
+  ::pthread_setname_np(::pthread_self(), "pycomm_progress");
   std::unique_lock lock(queue_mutex_);
   while (true) {
     settle();

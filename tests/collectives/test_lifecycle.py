@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import calls
 import pytest
@@ -137,6 +139,26 @@ def test_synchronous_and_asynchronous_calls_keep_their_order() -> None:
 
 
 # ---- threads and subgroups
+
+
+def thread_names() -> set[str]:
+    names = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            names.add((task / "comm").read_text().strip())
+    return names
+
+
+def test_threads_of_a_group_have_names() -> None:
+    def seen(me: Rank) -> bool:
+        me.backend.allreduce([torch.ones(4)]).wait()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if {"pycomm_progress", "pycomm_watcher"} <= thread_names():
+                return True
+        return False
+
+    assert run_threads(seen, 2) == [True, True]
 
 
 def threads_and_groups(me: Rank) -> None:
