@@ -50,6 +50,17 @@ def together(seat: Seat, key: str) -> None:
     store.wait([f"{key} all"], TIMEOUT)
 
 
+def spread_over_cores(seconds: float = 0.05) -> None:
+    """Computes until the kernel has shared the ranks out among the cores.
+
+    Ranks that one message has woken may all be on one core, and stay there while they only wait
+    for each other.
+    """
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
 def calls_main(
     context: Context, contenders: Sequence[Contender], world: int, sizes: list[int], rounds: int
 ) -> None:
@@ -68,8 +79,10 @@ def calls_main(
                 counts[size] = agreed(seat, f"calls {size}", min(max(1, calls), CALLS_MAX))
             continue
         cells = {}
+        together(seat, f"round {number}")
+        spread_over_cores()
         for size, tensor in tensors.items():
-            together(seat, f"{number} {size}")
+            dist.barrier()
             cpu, begin = time.process_time(), time.perf_counter()
             for _ in range(counts[size]):
                 dist.all_reduce(tensor)
@@ -142,6 +155,7 @@ def groups_main(
         together(seat, f"used {number}")
         now = held()
         together(seat, f"counted {number}")
+        spread_over_cores()
         many = seconds_per_call(groups, 20 * len(groups))
         one = seconds_per_call(groups[:1], 500)
         seat.emit(
