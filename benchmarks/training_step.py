@@ -77,6 +77,9 @@ def rows_of(told: Sequence[Row], contenders: Sequence[Contender], world: int) ->
                 for of_ranks in zip(*(one["losses"] for one in last), strict=True)
             ],
         }
+        row["cpu_added_ms"] = sum(row["cpu_ms"].values()) - sum(
+            (rows[0] if rows else row)["cpu_ms"].values()
+        )
         row["exposed_ms"] = row["step_ms_p50"] - (rows[0] if rows else row)["step_ms_p50"]
         rows.append(row)
     reference = next((row for row in rows if row["backend"] == "gloo"), None)
@@ -105,7 +108,9 @@ def disagreement(rows: Sequence[Row]) -> str:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines for people."""
-    head = f"{'':>10} {'step ms':>8} {'p10':>7} {'p90':>7} {'exposed':>8} {'of Gloo':>8}"
+    head = (
+        f"{'':>10} {'step ms':>8} {'p10':>7} {'p90':>7} {'exposed':>8} {'of Gloo':>8} {'CPU +':>6}"
+    )
     lines = [f"{head} {'faults':>7} {'switches':>8}  CPU ms a step and rank by thread (+ ready)"]
     for row in rows:
         threads = ", ".join(
@@ -116,6 +121,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"{row['contender']:>10} {row['step_ms_p50']:>8.1f} {row['step_ms_p10']:>7.1f}"
             f" {row['step_ms_p90']:>7.1f} {row['exposed_ms']:>8.1f} {ratio:>8}"
+            f" {row['cpu_added_ms']:>6.1f}"
             f" {row['faults']:>7.0f} {row['switches']:>8.0f}  {threads}"
         )
     return lines
