@@ -27,7 +27,7 @@ def _arguments() -> argparse.ArgumentParser:
     run.add_argument("--world", default="2,4", help="numbers of ranks, with commas")
     run.add_argument("--contenders", default="", help="names with commas; default all")
     run.add_argument("--contender", action="append", default=[], metavar="NAME=COMMAND")
-    run.add_argument("--seconds", type=float, default=0.4, help="per contender and cell")
+    run.add_argument("--seconds", type=float, default=0.2, help="per contender and cell")
     run.add_argument("--rounds", type=int, default=8)
     run.add_argument("--patience", type=float, default=30.0, help="seconds until a hang is one")
     run.add_argument("--peers", type=Path, default=contenders.PEERS)
