@@ -11,10 +11,6 @@
 namespace pycomm {
 namespace {
 
-bool is_message(const Operation& operation) {
-  return operation.collective == Collective::send || operation.collective == Collective::recv;
-}
-
 std::vector<int> control_sockets(Mesh& mesh) {
   std::vector<int> sockets;
   for (int peer = 0; peer < mesh.world_size(); ++peer) {
@@ -134,13 +130,16 @@ void Engine::run(const OperationPtr& operation) {
     busy_ = true;
   }
   auto why = execute(*operation, WaitRole::caller);
+  bool more = false;
   {
     const std::lock_guard lock(queue_mutex_);
     busy_ = false;
+    more = !queue_.empty();
   }
-  queue_changed_.notify_all();
+  // Not for nothing: the progress thread may sleep there, and waking it costs more than the call.
+  if (more) queue_changed_.notify_all();
   complete(*operation, std::move(why));
-  if (queued_ && messages_.pending()) mesh_->waiter().wake();
+  if (more && messages_.pending()) mesh_->waiter().wake();
   if (operation->failure) raise(*operation, operation->failure);
 }
 
@@ -166,6 +165,7 @@ void Engine::submit(const OperationPtr& operation) {
 }
 
 void Engine::wait(const Operation& operation, std::chrono::nanoseconds timeout) {
+  if (timeout.count() <= 0) assist(operation);
   const auto until = timeout.count() > 0 ? Deadline::after(timeout) : Deadline::never();
   if (!operation.wait_finished(until)) {
     raise(operation, {FailureKind::timeout,

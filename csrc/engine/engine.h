@@ -54,6 +54,9 @@ class Engine {
   void run(const std::shared_ptr<Operation>& operation);
   // Returns at once; the operation is finished by another thread.
   void submit(const std::shared_ptr<Operation>& operation);
+  // Runs the queue up to `operation` on this thread, as far as nobody else does already: one who
+  // waits for what he has just submitted need not wait for another thread to wake.
+  void assist(const Operation& operation);
   // Waits for a submitted operation. `timeout` zero: as long as the operation itself may take.
   void wait(const Operation& operation, std::chrono::nanoseconds timeout);
 
@@ -105,6 +108,7 @@ class Engine {
   void fail(const Failure& failure, bool heard);
   void fail_messages();
   void progress_loop();
+  void run_front(std::unique_lock<std::mutex>& lock, WaitRole role);
   void drive_messages();
   bool collective_waits();
   void drain(std::chrono::nanoseconds patience);
@@ -123,7 +127,8 @@ class Engine {
   std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
   CallQueue queue_{recorder_};
-  bool busy_ = false;  // somebody runs a collective
+  bool busy_ = false;        // somebody runs a collective
+  bool completing_ = false;  // somebody tells of one from the queue that has just ended
   bool stopping_ = false;
   std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look
 

@@ -61,4 +61,8 @@ struct Operation {
   mutable std::atomic<uint32_t> waiters_{0};
 };
 
+inline bool is_message(const Operation& operation) {
+  return operation.collective == Collective::send || operation.collective == Collective::recv;
+}
+
 }  // namespace pycomm

@@ -152,23 +152,44 @@ void Engine::run_message(const OperationPtr& operation) {
   if (operation->failure) raise(*operation, operation->failure);
 }
 
+// The queue is settled, something is at its front, and nobody is busy or completing.
+void Engine::run_front(std::unique_lock<std::mutex>& lock, WaitRole role) {
+  const OperationPtr operation = queue_.front();
+  queue_.pop_front();
+  queued_ = !queue_.empty();
+  busy_ = true;
+  lock.unlock();
+  auto why = execute(*operation, role);
+  lock.lock();
+  busy_ = false;
+  completing_ = true;  // works end in the order of the queue
+  lock.unlock();
+  complete(*operation, std::move(why));
+  lock.lock();
+  completing_ = false;
+  if (queue_.empty()) return;
+  queue_changed_.notify_all();
+  if (messages_.pending()) mesh_->waiter().wake();
+}
+
+// The progress thread takes over where a gate or another thread is in the way.
+void Engine::assist(const Operation& operation) {
+  if (is_message(operation)) return;
+  std::unique_lock lock(queue_mutex_);
+  while (!operation.finished()) {
+    settle();
+    if (busy_ || completing_ || !queue_.front()) return;
+    run_front(lock, WaitRole::caller);
+  }
+}
+
 void Engine::progress_loop() {
   ::pthread_setname_np(::pthread_self(), "pycomm_progress");
   std::unique_lock lock(queue_mutex_);
   while (true) {
     settle();
-    if (const OperationPtr operation = busy_ ? nullptr : queue_.front()) {
-      queue_.pop_front();
-      queued_ = !queue_.empty();
-      busy_ = true;
-      lock.unlock();
-      auto why = execute(*operation, WaitRole::progress);
-      lock.lock();
-      busy_ = false;
-      lock.unlock();
-      queue_changed_.notify_all();
-      complete(*operation, std::move(why));
-      lock.lock();
+    if (!busy_ && !completing_ && queue_.front()) {
+      run_front(lock, WaitRole::progress);
     } else if (messages_.pending()) {
       lock.unlock();
       drive_messages();
@@ -217,7 +238,7 @@ bool Engine::collective_waits() {
   if (!queued_) return false;
   const std::lock_guard lock(queue_mutex_);
   settle();
-  return !busy_ && queue_.front() != nullptr;
+  return !busy_ && !completing_ && queue_.front() != nullptr;
 }
 
 void Engine::drain(std::chrono::nanoseconds patience) {

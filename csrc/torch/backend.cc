@@ -53,8 +53,8 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   auto engine_options = options_->engine;
   engine_options.timeout = options_->timeout;
   engine_options.group_name = options_->group_name;
-  engine_options.on_failure = [this] { run_abort_hooks(); };
-  engine_ = std::make_unique<Engine>(std::move(mesh), std::move(engine_options));
+  engine_options.on_failure = [hooks = abort_hooks_, rank] { hooks->run(rank); };
+  engine_ = std::make_shared<Engine>(std::move(mesh), std::move(engine_options));
   init();
   const std::lock_guard lock(Live::get().mutex);
   Live::get().backends.insert(this);
@@ -73,6 +73,8 @@ Backend::~Backend() {
   } else {
     close("its process group object was dropped", false);
   }
+  const std::lock_guard lock(abort_hooks_->mutex);
+  abort_hooks_->by_id.clear();
 }
 
 void Backend::close_all(const std::string& reason) {
@@ -124,19 +126,17 @@ Backend::WorkPtr Backend::launch(const Call& call,
   std::optional<std::vector<at::Tensor>> recorded;
   if (profiled) {
     recorded = inputs;
-    const auto& first = *operations.front();
-    const bool message =
-        first.collective == Collective::send || first.collective == Collective::recv;
-    trace.emplace(TracedCall{getGroupUid(), getGroupDesc(), getRank(), getSize(),
-                             call.title + sizeof("pycomm:") - 1,
-                             static_cast<int64_t>(engine_->sequence()) + 1, message, call.async,
-                             call.input_splits, call.output_splits},
-                  inputs, outputs);
+    trace.emplace(
+        TracedCall{getGroupUid(), getGroupDesc(), getRank(), getSize(),
+                   call.title + sizeof("pycomm:") - 1,
+                   static_cast<int64_t>(engine_->sequence()) + 1, is_message(*operations.front()),
+                   call.async, call.input_splits, call.output_splits},
+        inputs, outputs);
   }
   auto work = c10::make_intrusive<Work>(completions_, getRank(), getSize(), call.type, call.title,
                                         recorded, std::move(outputs));
   if (inputs.size()) work->hold(inputs);
-  Work::submit(work, *engine_, std::move(operations));
+  Work::submit(work, engine_, std::move(operations));
   if (coalescing_threads_) join_if_coalescing(work);
   if (call.async) return work;
   work->wait(kNoTimeout);

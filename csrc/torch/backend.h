@@ -42,6 +42,13 @@ struct BackendOptions final : c10d::Backend::Options {
 
 class Backend;
 
+// Whom a user wants called when the group fails; the engine may outlive the backend for a moment.
+struct AbortHooks {
+  std::mutex mutex;
+  std::map<int64_t, std::function<void()>> by_id;
+  void run(int rank);
+};
+
 // Stands at the top of every message: when the call is refused, what this thread coalesces ends.
 class RefusalGuard {
  public:
@@ -186,7 +193,6 @@ class Backend final : public c10d::Backend {
   WorkPtr launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
                  Tensors outputs);
   void join_if_coalescing(const WorkPtr& work);
-  void run_abort_hooks();
   BackendPtr make_child(const StorePtr& store, int rank, int world_size, const OptionsPtr& opts);
   std::shared_ptr<Operation> all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
                                             std::chrono::milliseconds timeout);
@@ -216,9 +222,9 @@ class Backend final : public c10d::Backend {
   std::atomic<uint64_t> split_count_{0};
   uint64_t shrink_count_ = 0;
 
-  std::mutex abort_hooks_mutex_;
-  std::map<int64_t, std::function<void()>> abort_hooks_;
-  std::unique_ptr<Engine> engine_;  // last: its threads use the rest
+  const std::shared_ptr<AbortHooks> abort_hooks_ = std::make_shared<AbortHooks>();
+  // Last: its threads use the rest. Works that somebody waits for hold it, too.
+  std::shared_ptr<Engine> engine_;
 };
 
 inline RefusalGuard::~RefusalGuard() {

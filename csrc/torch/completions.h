@@ -37,7 +37,7 @@ class Completions : public std::enable_shared_from_this<Completions> {
 
   void begin() { under_way_.fetch_add(1); }
   void end(Completion completion);
-  // For one that begun and was refused: no hook hears of it.
+  // For one that begun and was refused, or that no hook wants to hear of.
   void abandon() { finish_one(); }
   void wait();
 

@@ -22,30 +22,30 @@ void Backend::registerOnCompletionHook(
 }
 
 // Before anybody on this rank learns of the failure, so that a hook still sees what was going on.
-void Backend::run_abort_hooks() {
+void AbortHooks::run(int rank) {
   std::map<int64_t, std::function<void()>> hooks;
   {
-    const std::lock_guard lock(abort_hooks_mutex_);
-    hooks = abort_hooks_;
+    const std::lock_guard lock(mutex);
+    hooks = by_id;
   }
   for (const auto& [id, hook] : hooks) {
     try {
       hook();
     } catch (const std::exception& error) {
-      log(LogLevel::error, getRank(), str("an abort hook failed: ", error.what()));
+      log(LogLevel::error, rank, str("an abort hook failed: ", error.what()));
     }
   }
 }
 
 #ifdef C10D_BACKEND_HAS_HOOKS
 void Backend::registerAbortHook(int64_t id, c10d::AbortHook hook) {
-  const std::lock_guard lock(abort_hooks_mutex_);
-  abort_hooks_[id] = std::move(hook);
+  const std::lock_guard lock(abort_hooks_->mutex);
+  abort_hooks_->by_id[id] = std::move(hook);
 }
 
 void Backend::unregisterAbortHook(int64_t id) {
-  const std::lock_guard lock(abort_hooks_mutex_);
-  abort_hooks_.erase(id);
+  const std::lock_guard lock(abort_hooks_->mutex);
+  abort_hooks_->by_id.erase(id);
 }
 #endif
 

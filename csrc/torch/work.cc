@@ -24,12 +24,12 @@ Work::Work(std::shared_ptr<Completions> completions, int rank, int world_size, c
       outputs_(std::move(outputs)),
       begun_(std::chrono::steady_clock::now()) {}
 
-void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
+void Work::submit(const c10::intrusive_ptr<Work>& work, const std::shared_ptr<Engine>& engine,
                   std::vector<std::shared_ptr<Operation>> operations) {
   work->operations_ = std::move(operations);
   work->remaining_ = work->operations_.size();
-  work->order_ = engine.callback_order();
-  work->engine_ = &engine;
+  work->order_ = engine->callback_order();
+  work->engine_ = engine;
   work->completions_->begin();
   // A copy: the work may be finished, and its list read by others, while we still submit.
   const auto all = work->operations_;
@@ -37,7 +37,7 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
   try {
     for (const auto& operation : all) {
       operation->on_finished = [work](Operation& done) { work->on_operation_finished(done); };
-      engine.submit(operation);
+      engine->submit(operation);
       ++submitted;
     }
   } catch (...) {
@@ -78,9 +78,13 @@ void Work::on_operation_finished(const Operation& operation) {
     result = result_;
   }
   cv_.notify_all();
-  completions_->end(
-      {c10d::WorkInfo(opType_, getSequencenumber(), begun_, finished_, finished_ - begun_), key_,
-       !exception_});
+  if (completions_->wanted()) {
+    completions_->end(
+        {c10d::WorkInfo(opType_, getSequencenumber(), begun_, finished_, finished_ - begun_), key_,
+         !exception_});
+  } else {
+    completions_->abandon();
+  }
   if (!future && !result) return;
   const auto self = c10::intrusive_ptr<Work>::reclaim_copy(this);
   completions_->pool().run([self, future, result, gate] {
@@ -111,14 +115,21 @@ void Work::complete_result(const c10::intrusive_ptr<c10::ivalue::Future>& future
   future->markCompleted(c10::IValue(static_cast<int64_t>(result)));
 }
 
-bool Work::wait(std::chrono::milliseconds timeout) {
-  std::unique_lock lock(mutex_);
+// What one who is about to wait can do for it; without a lock, since it may complete this work.
+void Work::get_on(bool patient) {
+  const auto engine = engine_.lock();
+  if (!engine) return;
   // Inside a callback that holds back what it waits for.
-  if (!completed_ && order_) {
-    if (const auto gate = order_->here()) engine_->give_way(gate, *operations_.back());
-  }
+  if (const auto gate = order_->here()) engine->give_way(gate, *operations_.back());
+  if (patient) engine->assist(*operations_.back());
+}
+
+bool Work::wait(std::chrono::milliseconds timeout) {
+  const bool patient = timeout == kNoTimeout || timeout.count() < 0;
+  if (!operations_.back()->finished()) get_on(patient);
+  std::unique_lock lock(mutex_);
   const auto done = [this] { return completed_; };
-  if (timeout == kNoTimeout || timeout.count() < 0) {
+  if (patient) {
     cv_.wait(lock, done);  // ends at the operation's own deadline
   } else if (!cv_.wait_for(lock, timeout, done)) {
     const double seconds = std::chrono::duration<double>(timeout).count();
@@ -144,7 +155,7 @@ c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
   const bool from_python = Py_IsInitialized() && PyGILState_Check();
   std::unique_lock lock(mutex_);
   if (!completed_ && !gate_ && from_python && !c10d::isP2POp(opType_)) {
-    gate_ = engine_->hold_back();
+    if (const auto engine = engine_.lock()) gate_ = engine->hold_back();
   }
   if (future_) return future_;
   future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));

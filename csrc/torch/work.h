@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What an asynchronous call returns: c10d's Work over one or several operations of the engine.
 //
+// Who waits for it runs it, unless another thread has begun; otherwise the progress thread does.
 // Completed by the thread that finishes the last operation; the Futures, made when first asked for,
 // are completed by a thread of the callback pool and run their callbacks there. Holds the tensors
 // until then. Thread-safe, as c10d demands.
@@ -26,7 +27,7 @@ class Work final : public c10d::Work {
 
   // Hands the operations to the engine. Throws what Engine::submit throws; the work has failed
   // then.
-  static void submit(const c10::intrusive_ptr<Work>& work, Engine& engine,
+  static void submit(const c10::intrusive_ptr<Work>& work, const std::shared_ptr<Engine>& engine,
                      std::vector<std::shared_ptr<Operation>> operations);
 
   // Keeps tensors alive until the work is gone.
@@ -47,6 +48,7 @@ class Work final : public c10d::Work {
 #endif
 
  private:
+  void get_on(bool patient);
   void on_operation_finished(const Operation& operation);
 
   void complete(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
@@ -59,7 +61,7 @@ class Work final : public c10d::Work {
   std::vector<at::Tensor> held_;
   std::vector<std::shared_ptr<Operation>> operations_;
   std::atomic<size_t> remaining_{0};
-  Engine* engine_ = nullptr;  // under mutex_, and only until completed_
+  std::weak_ptr<Engine> engine_;
   std::shared_ptr<CallbackOrder> order_;
   GatePtr gate_;  // under mutex_: closed until the callbacks of the Future have run
   std::exception_ptr first_error_;

@@ -3,6 +3,7 @@
 // messages from many threads. With engine_endings_test the target of the thread sanitizer.
 #include <future>
 #include <random>
+#include <thread>
 
 #include "collective_data.h"
 #include "engine/callback_pool.h"
@@ -128,6 +129,60 @@ TEST("synchronous and asynchronous collectives keep their order") {
       check_all(second, 6, "synchronous");
     }
   });
+}
+
+TEST("who waits runs what he waits for when the progress thread is held up") {
+  with_group({"shm"}, 2, [](auto& engine, int rank) {
+    std::promise<void> entered, released;
+    auto note = tensor(1, 1), first = tensor(10, 2), second = tensor(10, 3);
+    const auto holds_up = message(Collective::send, 1 - rank, 0, note);
+    holds_up->on_finished = [&](Operation&) {
+      entered.set_value();
+      CHECK(released.get_future().wait_for(std::chrono::seconds(30)) == std::future_status::ready,
+            "nobody ran the operations behind");
+    };
+    engine->submit(holds_up);
+    entered.get_future().wait();
+    const auto before = make(Collective::all_reduce, first);
+    const auto awaited = make(Collective::all_reduce, second);
+    std::thread::id ran;
+    awaited->before = [&ran] { ran = std::this_thread::get_id(); };
+    engine->submit(before);
+    engine->submit(awaited);
+    engine->wait(*awaited, {});
+    CHECK(before->finished(), "the queue's order");
+    CHECK(ran == std::this_thread::get_id(), "another thread ran it");
+    released.set_value();
+    check_all(first, 4, "before");
+    check_all(second, 6, "awaited");
+    engine->run(message(Collective::recv, 1 - rank, 0, note));
+  });
+}
+
+TEST("waiting threads and the progress thread share the queue without losing its order") {
+  for (const auto& transport : kTransports) {
+    with_group({transport}, 3, [](auto& engine, int rank) {
+      std::mt19937_64 random(kSeed + static_cast<unsigned>(rank));
+      for (int round = 0; round < 150; ++round) {
+        std::vector<std::vector<float>> memory;
+        std::vector<OperationPtr> operations;
+        for (int k = 0; k < 4; ++k) memory.push_back(tensor(20, static_cast<float>(k)));
+        for (auto& one : memory) {
+          operations.push_back(make(Collective::all_reduce, one));
+          engine->submit(operations.back());
+          if (random() % 3 == 0) engine->wait(*operations[random() % operations.size()], {});
+        }
+        auto last = tensor(20, 7);
+        engine->run(make(Collective::all_reduce, last));
+        check_all(last, 21, str("synchronous, seed ", kSeed));
+        for (int k = 0; k < 4; ++k) {
+          const auto each = static_cast<size_t>(k);
+          engine->wait(*operations[each], {});
+          check_all(memory[each], static_cast<float>(3 * k), str("round ", round));
+        }
+      }
+    });
+  }
 }
 
 TEST("messages are matched by tag, whatever the order of the receives") {
