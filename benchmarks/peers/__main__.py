@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def _log(text: str) -> None:
 def main() -> int:
     """Exit code: 0 all right, 1 wrong elements, 2 bad arguments."""
     args = _arguments().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the ranks like any other exit
     try:
         if args.command == "run":
             return _run(args)

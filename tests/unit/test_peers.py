@@ -227,6 +227,20 @@ def test_only_unused_files_of_mpi_libraries_are_removed(tmp_path):
     assert used.exists() and other.exists()
 
 
+def test_a_terminated_run_ends_its_ranks(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.peers", "run", "--sizes", "64", "--world", "2"]
+    command += ["--seconds", "60", "--rounds", "1000", "--peers", str(tmp_path)]
+    command += ["--contenders", "mpich", "--contender", f"mine={sys.executable} {PROGRAM} good 2"]
+    log = tmp_path / "log"
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PEERS_TEST_LOG": str(log)}
+    process = subprocess.Popen(command, cwd=PROGRAM.parents[2], env=env)
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20) == 143  # the fixture looks for what is left
+
+
 def test_command_writes_a_table_and_ends_with_its_code(tmp_path):
     path = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.peers", "run", "--contenders", "impi"]
