@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -181,24 +182,38 @@ def test_collectives_of_callbacks_have_one_place_on_all_ranks(world_size: int) -
     run_ranks(called_in_callbacks, world_size)
 
 
-def callback_waits_for_a_later_call(me: Rank) -> None:
+def callback_waits_for_a_later_call(me: Rank, late: bool) -> bool:
+    """Whether the callback waited: where the first all_reduce is over already it runs on the spot."""
     a, b = torch.ones(10), torch.ones(20)
     called = threading.Event()
     later = []
+    here = threading.get_ident()
+    ran_on = []
 
     def callback(done) -> None:
-        called.wait()
-        later[0].wait()
+        ran_on.append(threading.get_ident())
+        if ran_on[0] != here:
+            called.wait()
+            later[0].wait()
 
+    if late:
+        time.sleep(0.02)
     future = dist.all_reduce(a, async_op=True).get_future().then(callback)
     later.append(dist.all_reduce(b, async_op=True))
     called.set()
     future.wait()
+    later[0].wait()
     assert (b == me.world_size).all()
+    return ran_on[0] != here
+
+
+def callbacks_wait_for_later_calls(me: Rank) -> None:
+    # Who is not late attaches the callback before the first all_reduce can end.
+    assert any([callback_waits_for_a_later_call(me, k % 2 == me.rank) for k in range(6)])
 
 
 def test_a_callback_may_wait_for_what_was_called_later() -> None:
-    run_ranks(callback_waits_for_a_later_call, 2, timeout_s=20)
+    run_ranks(callbacks_wait_for_later_calls, 2, timeout_s=20)
 
 
 def refused_works(me: Rank) -> int:
