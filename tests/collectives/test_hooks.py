@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -183,7 +182,7 @@ def test_collectives_of_callbacks_have_one_place_on_all_ranks(world_size: int) -
 
 
 def callback_waits_for_a_later_call(me: Rank, late: bool) -> bool:
-    """Whether the callback waited: where the first all_reduce is over already it runs on the spot."""
+    """Whether the callback waited; it runs on the spot if the first all_reduce is over already."""
     a, b = torch.ones(10), torch.ones(20)
     called = threading.Event()
     later = []
