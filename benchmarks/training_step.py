@@ -139,6 +139,7 @@ def arguments() -> argparse.Namespace:
     add("--steps", type=int, default=Job.steps, help="timed steps in a turn")
     add("--bucket-view", action="store_true", help="DDP's gradient_as_bucket_view")
     add("--bucket-mb", type=float, default=Job.bucket_mb, help="DDP's bucket_cap_mb")
+    add("--no-pin", action="store_true", help="let the kernel place the ranks")
     add("--keep-pages", action="store_true", help="malloc gives no memory back to the system")
     add("--start-when", type=Path, metavar="FILE", help="begin timing when this file exists")
     add("--json", type=Path, help="file for the rows and the machine")
@@ -164,7 +165,7 @@ def main() -> int:
         given.start_when,
     )
     try:
-        told = take_turns(contenders, given.world, rank_main, (job,))
+        told = take_turns(contenders, given.world, rank_main, (job,), pin=not given.no_pin)
     except RankError as error:
         print(f"training_step: {error}", file=sys.stderr)
         return EXIT_RANK

@@ -108,6 +108,7 @@ def take_turns(
     arguments: tuple[object, ...] = (),
     timeout_s: float = 120.0,
     preload: Sequence[str] | None = None,
+    pin: bool = False,
 ) -> list[dict[str, Any]]:
     """Runs ``entry(context, contenders, world, *arguments)`` on `world` processes per contender.
 
@@ -117,6 +118,8 @@ def take_turns(
         entry: At module level; makes a `Seat` and works when `Seat.turns` yields.
         arguments: Passed on; picklable.
         timeout_s: Seconds without a sign of progress from anybody after which the run is ended.
+        pin: Bind every rank, with all its threads, to one core; ranks of a contender to different
+            ones as far as there are any.
         preload: See run_ranks; then no contender may have an environment of its own.
 
     Returns:
@@ -134,5 +137,6 @@ def take_turns(
             timeout_s=timeout_s,
             environments=environments,
             preload=preload,
+            pin=pin,
         )
     )
