@@ -87,12 +87,18 @@ RingConsumer::RingConsumer(std::byte* ring, RingLayout layout, Doorbell* peer, i
 }
 
 bool RingConsumer::try_peek(ReceivedFrame& frame) {
+  // Peeked at once for each segment that is read: what was checked stays.
+  if (resolved_ == consumed_ + 1) {
+    frame = reference_;
+    return true;
+  }
   const auto& slot = header_of(ring_, layout_, consumed_);
   if (slot.number.load(std::memory_order_acquire) != consumed_ + 1) return false;
   frame.header = slot.frame;
   frame.window = {};
   if (arena_ && frame.header.payload_bytes == ArenaReference::kMark) {
-    resolve(slot, frame);
+    resolve(slot);
+    frame = reference_;
     return true;
   }
   if (frame.header.payload_bytes > layout_.segment_bytes) {
@@ -105,15 +111,18 @@ bool RingConsumer::try_peek(ReceivedFrame& frame) {
   return true;
 }
 
-void RingConsumer::resolve(const SlotHeader& slot, ReceivedFrame& frame) const {
+void RingConsumer::resolve(const SlotHeader& slot) {
   ArenaReference reference;
   std::memcpy(&reference, slot.small_payload, sizeof(reference));
   const uint64_t bytes = reference.bytes & ~ArenaReference::kAnswerHere;
-  frame.header.payload_bytes = 0;
-  frame.payload = nullptr;
-  frame.window = {arena_->at(reference.offset, bytes), bytes,
-                  (reference.bytes & ArenaReference::kAnswerHere) != 0};
-  if (frame.window.data && bytes > 0) return;
+  std::byte* const data = arena_->at(reference.offset, bytes);
+  if (data && bytes > 0) {
+    reference_ = {
+        slot.frame, nullptr, {data, bytes, (reference.bytes & ArenaReference::kAnswerHere) != 0}};
+    reference_.header.payload_bytes = 0;
+    resolved_ = consumed_ + 1;
+    return;
+  }
   throw CommError(Failure{FailureKind::system,
                           str("a frame in shared memory refers to ", bytes, " bytes at ",
                               reference.offset, " of an arena of ", arena_->capacity()),

@@ -90,13 +90,15 @@ class RingConsumer {
   void consume();
 
  private:
-  void resolve(const SlotHeader& slot, ReceivedFrame& frame) const;
+  void resolve(const SlotHeader& slot);
   std::byte* ring_;
   RingLayout layout_;
   Doorbell* peer_;
   int peer_event_fd_;
   PeerArena* arena_;  // mapped
   uint64_t consumed_ = 0;
+  ReceivedFrame reference_;  // the last one that was resolved
+  uint64_t resolved_ = 0;    // frames up to and with it
 };
 
 // What two channels to the same peer share: the peer's doorbell, ring memory and arena.

@@ -219,6 +219,31 @@ TEST("whatever a reference claims, it leads into the sender's arena or it is ref
   CHECK(try_reference({here, kBytes}, false).find("more than a segment") != std::string::npos);
 }
 
+TEST("a reference that was checked stays as it was, whatever the sender writes later") {
+  auto& arena = Arena::of_process();
+  Block block(9);
+  const auto theirs = PeerArena::open(Fd(::dup(arena.fd())));
+  const RingLayout layout{256, 1};
+  Doorbell bell;
+  Mapping memory(-1, 0, layout.bytes());
+  RingProducer producer(memory.data(), layout, &bell, -1);
+  RingConsumer consumer(memory.data(), layout, &bell, -1, theirs.get());
+  auto& slot = *reinterpret_cast<SlotHeader*>(memory.data() + RingLayout::kHeadersOffset);
+  for (const size_t bytes : {kBytes, kBytes / 2}) {
+    CHECK(producer.try_commit_reference(header_of(1), {arena.offset_of(block.data), bytes}));
+    ReceivedFrame frame, again;
+    CHECK(consumer.try_peek(frame) && frame.window.bytes == bytes && !frame.window.answer_here);
+    const ArenaReference later{0, kBytes | ArenaReference::kAnswerHere};
+    std::memcpy(slot.small_payload, &later, sizeof(later));
+    slot.frame = {};
+    CHECK(consumer.try_peek(again) && again.header == frame.header);
+    CHECK(again.window.data == frame.window.data && again.window.bytes == bytes);
+    CHECK(!again.window.answer_here);
+    consumer.consume();
+    CHECK(!consumer.try_peek(again));
+  }
+}
+
 TEST("references over loopback: only to what the test says is in reach") {
   std::vector<std::byte> near(100), far(100);
   const LoopbackReach reach = [&](const std::byte* data, size_t) { return data == near.data(); };
