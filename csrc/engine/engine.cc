@@ -84,11 +84,16 @@ void Engine::raise(const Operation& operation, const Failure& failure) const {
   pycomm::raise(operation, failure, mesh_->rank(), mesh_->world_size());
 }
 
-// What every call checks first; sets what the engine sets.
-void Engine::admit(Operation& operation) {
+// A child has the queue and the rings, but they are the parent's to use.
+void Engine::refuse_fork(const Operation& operation) const {
   PYCOMM_USAGE(!fork_guard_.forked(), name_of(operation.collective),
                ": this process was forked from the one that made the group, and a group does not "
                "survive fork; call init_process_group in the child");
+}
+
+// What every call checks first; sets what the engine sets.
+void Engine::admit(Operation& operation) {
+  refuse_fork(operation);
   if (failed_.load(std::memory_order_acquire)) raise(operation, failure());
   auto timeout = operation.timeout;
   if (timeout == std::chrono::nanoseconds::max()) {

@@ -88,6 +88,7 @@ class Engine {
  private:
   using OperationPtr = std::shared_ptr<Operation>;
 
+  void refuse_fork(const Operation& operation) const;
   void admit(Operation& operation);
   void settle();
   Failure overdue_gate();

@@ -174,6 +174,7 @@ void Engine::run_front(std::unique_lock<std::mutex>& lock, WaitRole role) {
 
 // The progress thread takes over where a gate or another thread is in the way.
 void Engine::assist(const Operation& operation) {
+  refuse_fork(operation);
   if (is_message(operation)) return;
   std::unique_lock lock(queue_mutex_);
   while (!operation.finished()) {

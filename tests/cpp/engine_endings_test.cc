@@ -2,6 +2,8 @@
 // How groups end: shut down, destroyed, aborted, timed out; over shared memory and TCP, ranks as
 // threads of one process.
 #include <dirent.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "groups.h"
 
@@ -27,6 +29,32 @@ TEST("shutting down twice, idle or by the destructor, is fine") {
       if (rank == 1) engine.reset();
     });
   }
+}
+
+TEST("a forked child that waits for its parent's operation is refused, and runs nothing") {
+  with_group({"shm"}, 2, [](auto& engine, int rank) {
+    auto memory = tensor(100'000, 1);
+    const auto operation = make(Collective::all_reduce, memory);
+    if (rank == 1) return engine->run(operation);
+    const auto gate = engine->hold_back();  // so that it is in the queue when the child is made
+    engine->submit(operation);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      gate->open = true;
+      try {
+        engine->wait(*operation, {});
+      } catch (const UsageError&) {
+        ::_exit(0);
+      }
+      ::_exit(1);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status ", status);
+    gate->open = true;
+    engine->wait(*operation, {});
+    check_all(memory, 2, "the parent's");
+  });
 }
 
 TEST("a shutdown fails what is pending, and the others hear who has left") {
