@@ -38,6 +38,7 @@ struct ArenaForkHandlers {
   }
 
   void before() {
+    ArenaFork::opening().lock();  // first, as in PeerArena::open()
     mutex.lock();
     bool in_use = false;
     for (Arena* const arena : arenas) {
@@ -53,6 +54,7 @@ struct ArenaForkHandlers {
     close_end(0);
     for (Arena* const arena : arenas) ArenaFork::unlock(*arena);
     mutex.unlock();
+    ArenaFork::opening().unlock();
   }
 
   void wait_for_child() const {
@@ -79,6 +81,7 @@ struct ArenaForkHandlers {
     }
     close_end(1);
     mutex.unlock();
+    ArenaFork::opening().unlock();
   }
 
   void close_end(int which) {
@@ -111,6 +114,7 @@ void ArenaFork::remove(PeerArena* arena) {
   all.peers.erase(arena);
 }
 
+std::mutex& ArenaFork::opening() { return PeerArena::opening(); }
 void ArenaFork::lock(Arena& arena) { arena.mutex_.lock(); }
 void ArenaFork::unlock(Arena& arena) { arena.mutex_.unlock(); }
 bool ArenaFork::in_use(const Arena& arena) { return arena.fd_ && arena.ranges_.used_bytes() > 0; }
@@ -176,8 +180,10 @@ void ArenaFork::make_private(Arena& arena) {
 }
 
 void ArenaFork::make_private(PeerArena& arena) {
-  if (auto* const base = arena.base_.load()) make_empty(base, arena.capacity_);
+  arena.inherited_ = true;
   arena.fd_.reset();
+  auto* const base = arena.base_.load();
+  if (base && !arena.own_) make_empty(base, arena.capacity_);
 }
 
 }  // namespace pycomm

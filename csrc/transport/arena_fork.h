@@ -7,6 +7,8 @@
 // affected.
 #pragma once
 
+#include <mutex>
+
 namespace pycomm {
 
 class Arena;
@@ -21,6 +23,7 @@ struct ArenaFork {
 
  private:
   friend struct ArenaForkHandlers;
+  static std::mutex& opening();
   static void lock(Arena& arena);
   static void unlock(Arena& arena);
   static bool in_use(const Arena& arena);

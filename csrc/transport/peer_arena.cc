@@ -28,6 +28,8 @@ struct Opened {
 
 }  // namespace
 
+std::mutex& PeerArena::opening() { return Opened::get().mutex; }
+
 std::shared_ptr<PeerArena> PeerArena::open(Fd fd) {
   ArenaHeader header;
   struct stat facts{};
@@ -44,7 +46,7 @@ std::shared_ptr<PeerArena> PeerArena::open(Fd fd) {
   const std::lock_guard lock(opened.mutex);
   std::erase_if(opened.arenas, [](const auto& one) { return one.second.expired(); });
   auto& known = opened.arenas[header.token];
-  if (auto again = known.lock()) return again;
+  if (auto again = known.lock(); again && !again->inherited_) return again;
   std::shared_ptr<PeerArena> made(new PeerArena(std::move(fd), header.token, header.capacity, own));
   known = made;
   return made;
@@ -52,12 +54,12 @@ std::shared_ptr<PeerArena> PeerArena::open(Fd fd) {
 
 PeerArena::PeerArena(Fd fd, Token token, size_t capacity, std::byte* own)
     : fd_(std::move(fd)), token_(token), capacity_(capacity), own_(own != nullptr), base_(own) {
-  if (!own_) ArenaFork::add(this);
+  ArenaFork::add(this);
 }
 
 PeerArena::~PeerArena() {
-  if (own_) return;
   ArenaFork::remove(this);
+  if (own_) return;
   if (auto* const base = base_.load()) ::munmap(base, capacity_);
 }
 

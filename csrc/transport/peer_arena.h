@@ -20,8 +20,9 @@ namespace pycomm {
 
 class PeerArena {
  public:
-  // From the descriptor that a peer passed at set-up; the same object for the same arena. nullptr
-  // when it is none, or one that its owner could shrink under us.
+  // From the descriptor that a peer passed at set-up; the same object for the same arena, but in a
+  // forked child not the one it inherited. nullptr when it is none, or one that its owner could
+  // shrink under us.
   static std::shared_ptr<PeerArena> open(Fd fd);
   ~PeerArena();
   PeerArena(const PeerArena&) = delete;
@@ -36,13 +37,16 @@ class PeerArena {
  private:
   friend struct ArenaFork;
   PeerArena(Fd fd, Token token, size_t capacity, std::byte* own);
+  // Held over open() and across fork.
+  static std::mutex& opening();
   std::byte* map();
   void enter_pages(std::byte* base, size_t offset, size_t bytes);
 
   Fd fd_;
   const Token token_;
   const size_t capacity_;
-  const bool own_;  // this process's arena, mapped by itself
+  const bool own_;          // this process's arena, mapped by itself
+  bool inherited_ = false;  // by a forked child, which cannot reach the arena through it
   std::atomic<std::byte*> base_{nullptr};
   std::mutex mapping_;
   bool unmappable_ = false;

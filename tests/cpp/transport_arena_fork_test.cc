@@ -121,6 +121,32 @@ TEST("a forked child that makes a group has an arena of its own and frees what i
   mine.free(block);
 }
 
+TEST("a forked child that meets an arena again maps it anew, its parent's among them") {
+  auto& mine = Arena::for_group();
+  Arena other(4 * kMiB);
+  for (Arena* const arena : {&mine, &other}) {
+    std::byte* const block = arena->allocate(kMiB);
+    const size_t offset = arena->offset_of(block);
+    const auto open = [fd = Fd(::dup(arena->fd()))] {
+      return PeerArena::open(Fd(::dup(fd.get())));
+    };
+    const auto inherited = open();
+    CHECK(inherited->at(offset, kMiB) && open() == inherited);
+    const int status = in_child([&] {
+      const auto again = open();
+      if (!again || again == inherited) return false;
+      // What the parent's tensors are now: written where it would write.
+      std::byte* const there = again->at(offset, kMiB);
+      if (!there) return false;
+      std::memset(there, 3, kMiB);
+      return open() == again;
+    });
+    CHECK(status == 0, "status ", status);
+    CHECK(all(block, kMiB, 3), "the child reached something else");
+    arena->free(block);
+  }
+}
+
 TEST("a child that cannot have a copy cannot write to its parent either") {
   Arena arena(16 * kMiB);
   std::byte* const block = arena.allocate(kMiB);
