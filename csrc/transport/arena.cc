@@ -122,6 +122,7 @@ std::byte* Arena::allocate(size_t bytes) {
     lock.unlock();
     const size_t fresh = taken->offset + taken->bytes - taken->fresh_bytes;
     const bool got = may && get_pages(fresh, taken->fresh_bytes);
+    if (may && !got) drop_pages(fresh, taken->fresh_bytes);
     lock.lock();
     if (!got) {
       ranges_.untake(*taken);
@@ -152,6 +153,11 @@ bool Arena::get_pages(size_t offset, size_t bytes) const {
   return ::fallocate(fd_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) == 0;
 }
 
+void Arena::drop_pages(size_t offset, size_t bytes) const {
+  ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+              static_cast<off_t>(bytes));
+}
+
 void Arena::free(std::byte* block) {
   if (!block) return;
   const std::lock_guard lock(mutex_);
@@ -171,8 +177,7 @@ size_t Arena::trim() {
   size_t bytes = 0;
   if (!fd_) return bytes;
   while (const auto range = ranges_.drop_free_range()) {
-    ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                static_cast<off_t>(range->first), static_cast<off_t>(range->second));
+    drop_pages(range->first, range->second);
     bytes += range->second;
   }
   count();

@@ -102,6 +102,7 @@ class Arena {
   bool make(size_t capacity_bytes);
   bool have_memory_for(size_t bytes);
   bool get_pages(size_t offset, size_t bytes) const;
+  void drop_pages(size_t offset, size_t bytes) const;
   void count();
 
   Arena* inherited_ = nullptr;  // a forked child's: the one its parent had

@@ -40,13 +40,20 @@ std::shared_ptr<PeerArena> PeerArena::open(Fd fd) {
       header.capacity != static_cast<uint64_t>(facts.st_size)) {
     return nullptr;
   }
+  // A token is what the peer says; which file it is the kernel says.
   auto& mine = Arena::of_process();
-  std::byte* const own = mine.fd() >= 0 && mine.token() == header.token ? mine.base() : nullptr;
+  struct stat my_facts{};
+  const bool is_mine = mine.fd() >= 0 && ::fstat(mine.fd(), &my_facts) == 0 &&
+                       my_facts.st_dev == facts.st_dev && my_facts.st_ino == facts.st_ino;
+  std::byte* const own = is_mine ? mine.base() : nullptr;
   auto& opened = Opened::get();
   const std::lock_guard lock(opened.mutex);
   std::erase_if(opened.arenas, [](const auto& one) { return one.second.expired(); });
   auto& known = opened.arenas[header.token];
-  if (auto again = known.lock(); again && !again->inherited_) return again;
+  if (auto again = known.lock(); again && !again->inherited_ && again->own_ == is_mine &&
+                                 again->capacity_ == header.capacity) {
+    return again;
+  }
   std::shared_ptr<PeerArena> made(new PeerArena(std::move(fd), header.token, header.capacity, own));
   known = made;
   return made;
