@@ -11,6 +11,9 @@ LABEL = 13
 WIDTH = 100
 MATRIX_MAX = 9  # ranks up to which every pair is printed
 
+# Processes with an arena that get a line of their own.
+_ARENAS = 4
+
 
 def text_of(report: dict[str, Any]) -> str:
     """Returns the report as it is printed; the keys are those of docs/commands.md."""
@@ -100,7 +103,8 @@ def _arena(arena: dict[str, Any]) -> list[str]:
     lines = [
         f"up to {size_text(capacity)} of shared memory in each process" if capacity else "none"
     ]
-    for one in arena["running"]:
+    running = sorted(arena["running"], key=lambda one: one["touched_bytes"], reverse=True)
+    for one in running[:_ARENAS]:
         text = (
             f"pid {one['pid']}: {size_text(one['used_bytes'])} in use, at most "
             f"{size_text(one['used_peak_bytes'])}; {size_text(one['touched_bytes'])} of "
@@ -109,6 +113,9 @@ def _arena(arena: dict[str, Any]) -> list[str]:
         if one["quarantined_bytes"]:
             text += f"; {size_text(one['quarantined_bytes'])} in quarantine"
         lines.append(text)
+    if rest := running[_ARENAS:]:
+        touched = size_text(sum(one["touched_bytes"] for one in rest))
+        lines.append(f"and {len(rest)} more processes with {touched} touched")
     return _section("arena", _folded(lines))
 
 

@@ -58,7 +58,7 @@ def test_three_ranks_are_started_measured_and_described(
         one["name"] for one in report["network"]["interfaces"] if one["up"]
     ]
     lines = text_of(report).splitlines()
-    assert len(lines) < 80
+    assert len(lines) < 60
     for label in ("torch", "pycomm", "cores", "network", "ranks", "pairs", "used", "problems"):
         assert sum(line.startswith(label) for line in lines) == 1, label
 
@@ -384,3 +384,14 @@ sys.stdin.read()
     assert "\narena        up to 1 GiB of shared memory in each process\n" in text
     expected = "4 MiB in use, at most 8 MiB; 8 MiB of 64 MiB touched; 1 fallbacks"
     assert f"pid {running.pid}: {expected}\n" in text
+
+
+def test_of_many_arenas_the_largest_are_shown() -> None:
+    one = dict.fromkeys(arenas._STATISTICS, 0)
+    running = [{**one, "pid": pid, "touched_bytes": pid << 20} for pid in range(1, 31)]
+    text = text_of(
+        {**EMPTY, "ranks": None, "arena": {"capacity_bytes": 1 << 30, "running": running}}
+    )
+    shown = [int(word.split(":")[0]) for word in text.split("pid ")[1:]]
+    assert shown == [30, 29, 28, 27]
+    assert "and 26 more processes with 351 MiB touched" in text
