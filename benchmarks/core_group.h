@@ -24,6 +24,7 @@
 
 #include "connections.h"
 #include "engine/engine.h"
+#include "pinning.h"
 
 namespace core_group {
 
@@ -48,21 +49,6 @@ struct Meeting {
     while (generation.load() == mine) ::sched_yield();
   }
 };
-
-inline void pin_in_turn(int rank) {
-  cpu_set_t usable;
-  CPU_ZERO(&usable);
-  if (::sched_getaffinity(0, sizeof(usable), &usable) != 0) return;
-  int skip = rank % CPU_COUNT(&usable);
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &usable) || skip-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    ::sched_setaffinity(0, sizeof(one), &one);
-    return;
-  }
-}
 
 // body(rank, store, meeting) in world_size processes. Returns 0 when all ended well.
 inline int run_ranks(int world_size, bool pin,

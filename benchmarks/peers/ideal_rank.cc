@@ -215,7 +215,7 @@ int main(int argc, char** argv) {
                     static_cast<std::byte*>(map_shared(memory)), world, world > CPU_COUNT(&usable)};
   for (int rank = 0; rank < world; ++rank) {
     if (::fork() != 0) continue;
-    peers::pin_in_turn(rank);
+    pin_in_turn(rank);
     IdealContender contender(ranks, rank);
     peers::serve(contender);
     std::_Exit(0);

@@ -10,7 +10,7 @@ namespace {
 // library makes threads or measures anything.
 void pin_before_start() {
   for (const char* name : {"PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"}) {
-    if (const char* rank = std::getenv(name)) return peers::pin_in_turn(std::atoi(rank));
+    if (const char* rank = std::getenv(name)) return pin_in_turn(std::atoi(rank));
   }
 }
 

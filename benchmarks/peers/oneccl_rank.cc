@@ -97,7 +97,7 @@ class OneCclContender final : public peers::Contender {
 int main() {
   try {
     const int rank = number("PMI_RANK"), world = number("PMI_SIZE");
-    peers::pin_in_turn(rank);
+    pin_in_turn(rank);
     ccl::init();
     OneCclContender contender(rank, world);
     peers::serve(contender);

@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../pinning.h"
 #include "elements.h"
 
 namespace peers {
@@ -54,22 +55,6 @@ class Contender {
   virtual void call() = 0;
   virtual void barrier() = 0;
 };
-
-// Pins the calling process to the core that is `rank`'s, the usable ones in turn.
-inline void pin_in_turn(int rank) {
-  cpu_set_t usable;
-  CPU_ZERO(&usable);
-  if (::sched_getaffinity(0, sizeof(usable), &usable) != 0) return;
-  int skip = rank % CPU_COUNT(&usable);
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &usable) || skip-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    ::sched_setaffinity(0, sizeof(one), &one);
-    return;
-  }
-}
 
 class Session {
  public:

@@ -63,6 +63,10 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
 Engine::~Engine() { shutdown("the group was destroyed", false); }
 
 Failure Engine::failure() const {
+  return failed_.load(std::memory_order_acquire) ? cause() : Failure{};
+}
+
+Failure Engine::cause() const {
   const std::lock_guard lock(failure_mutex_);
   return failure_;
 }
@@ -119,7 +123,7 @@ void Engine::run(const OperationPtr& operation) {
   if (is_message(*operation)) return run_message(operation);
   {
     std::unique_lock lock(queue_mutex_);
-    if (stopping_) raise(*operation, failure());
+    if (stopping_) raise(*operation, cause());
     const auto parent = callback_order_->here();
     if (!queue_.empty()) settle();
     if (busy_ || !queue_.is_next(parent)) {
@@ -154,7 +158,7 @@ void Engine::submit(const OperationPtr& operation) {
   {
     const std::lock_guard lock(queue_mutex_);
     // Shutdown waits for nobody who comes after it.
-    if (stopping_) raise(*operation, failure());
+    if (stopping_) raise(*operation, cause());
     need_progress_thread();
     if (is_message(*operation)) {
       operation->record = recorder_.submitted(*operation);
@@ -192,7 +196,7 @@ void Engine::complete(Operation& operation, Failure why) {
 // Runs a collective to its end on this thread; busy_ is ours. The caller completes it once busy_ is
 // given back, so that whoever waits for it finds the engine free.
 Failure Engine::execute(Operation& operation, WaitRole role) {
-  Failure why = failed_.load(std::memory_order_acquire) ? failure() : Failure{};
+  Failure why = failure();
   try {
     if (!why) {
       if (operation.before) operation.before();
@@ -209,7 +213,7 @@ Failure Engine::execute(Operation& operation, WaitRole role) {
     if (operation.record == kNotRecorded) operation.record = recorder_.submitted(operation);
     recorder_.finished(operation.record, why);  // for the dump that fail() leaves
     fail(why, false);
-    why = failure();  // the first cause, which may be another's
+    why = cause();  // the first one, which may be another's
   } else {
     mesh_->progress().completed.store(operation.sequence, std::memory_order_release);
   }

@@ -78,6 +78,7 @@ class Engine {
   // Somebody inside the callbacks of `gate` waits for `operation`.
   void give_way(const GatePtr& gate, const Operation& operation);
   uint64_t sequence() const { return queue_.called(); }
+  // Why the group is dead: what every later operation raises. Empty while it is alive.
   Failure failure() const;
   std::string flight_json() const;
   // The algorithm that would carry out such an operation.
@@ -106,6 +107,8 @@ class Engine {
   Failure explain(Failure found) const;
   bool gone_silent(int peer) const;
   void complete(Operation& operation, Failure why);
+  // The first failure, from when it is decided on: peers are told before failure() tells.
+  Failure cause() const;
   void fail(const Failure& failure, bool heard);
   void fail_messages();
   void progress_loop();

@@ -76,7 +76,7 @@ bool Engine::pump_messages() {
 }
 
 void Engine::fail_messages() {
-  const Failure why = failure();
+  const Failure why = cause();
   for (const auto& operation : messages_.take_all()) complete(*operation, why);
 }
 
@@ -124,7 +124,7 @@ void Engine::run_message(const OperationPtr& operation) {
   if (operation->before) operation->before();
   {
     const std::unique_lock lock(queue_mutex_);
-    if (stopping_) raise(*operation, failure());
+    if (stopping_) raise(*operation, cause());
     operation->record = recorder_.submitted(*operation);
     messages_.post(operation);
   }

@@ -133,16 +133,18 @@ TEST("synchronous and asynchronous collectives keep their order") {
 
 TEST("who waits runs what he waits for when the progress thread is held up") {
   with_group({"shm"}, 2, [](auto& engine, int rank) {
-    std::promise<void> entered, released;
+    // Shared with the callback, which may run on when this frame is left.
+    const auto entered = std::make_shared<std::promise<void>>();
+    const auto released = std::make_shared<std::promise<void>>();
     auto note = tensor(1, 1), first = tensor(10, 2), second = tensor(10, 3);
     const auto holds_up = message(Collective::send, 1 - rank, 0, note);
-    holds_up->on_finished = [&](Operation&) {
-      entered.set_value();
-      CHECK(released.get_future().wait_for(std::chrono::seconds(30)) == std::future_status::ready,
+    holds_up->on_finished = [entered, released](Operation&) {
+      entered->set_value();
+      CHECK(released->get_future().wait_for(std::chrono::seconds(30)) == std::future_status::ready,
             "nobody ran the operations behind");
     };
     engine->submit(holds_up);
-    entered.get_future().wait();
+    entered->get_future().wait();
     const auto before = make(Collective::all_reduce, first);
     const auto awaited = make(Collective::all_reduce, second);
     std::thread::id ran;
@@ -152,7 +154,7 @@ TEST("who waits runs what he waits for when the progress thread is held up") {
     engine->wait(*awaited, {});
     CHECK(before->finished(), "the queue's order");
     CHECK(ran == std::this_thread::get_id(), "another thread ran it");
-    released.set_value();
+    released->set_value();
     check_all(first, 4, "before");
     check_all(second, 6, "awaited");
     engine->run(message(Collective::recv, 1 - rank, 0, note));

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "arena_blocks.h"
 #include "base/limits.h"
 #include "check.h"
 #include "connections.h"
@@ -19,28 +20,7 @@
 #include "transport/peer_arena.h"
 
 using namespace pycomm;
-
-namespace {
-
-constexpr size_t kMiB = 1024 * 1024;
-
-// The exit status of a child that runs `body`.
-int in_child(const std::function<bool()>& body) {
-  const pid_t child = ::fork();
-  if (child == 0) ::_exit(body() ? 0 : 1);
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-bool all(const std::byte* data, size_t bytes, int value) {
-  for (size_t i = 0; i < bytes; ++i) {
-    if (data[i] != static_cast<std::byte>(value)) return false;
-  }
-  return true;
-}
-
-}  // namespace
+using namespace arena_blocks;
 
 TEST("a forked child has a copy of its own, as of the fork") {
   Arena arena(16 * kMiB);
