@@ -4,13 +4,14 @@
 // Nothing here may have external linkage but the one function below, see small_floats.h.
 #if defined(__AVX2__) && defined(__F16C__)
 #define PYCOMM_VECTOR_BYTES 32
+#include "kernels/codec_loops.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/cpu_table.h"
 
 namespace pycomm {
 
 const CpuKernels* avx2_kernels() {
-  static constexpr CpuKernels kernels{reduce_any, scale_any};
+  static constexpr CpuKernels kernels{reduce_any, scale_any, kCodecs};
   return &kernels;
 }
 

@@ -5,13 +5,14 @@
 // function below, see small_floats.h.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define PYCOMM_VECTOR_BYTES 64
+#include "kernels/codec_loops.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/cpu_table.h"
 
 namespace pycomm {
 
 const CpuKernels* avx512_kernels() {
-  static constexpr CpuKernels kernels{reduce_any, scale_any};
+  static constexpr CpuKernels kernels{reduce_any, scale_any, kCodecs};
   return &kernels;
 }
 

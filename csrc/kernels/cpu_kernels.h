@@ -6,6 +6,7 @@
 // functions: any thread.
 #pragma once
 
+#include "kernels/codec_kernels.h"
 #include "kernels/reduce.h"
 
 namespace pycomm {
@@ -13,6 +14,7 @@ namespace pycomm {
 struct CpuKernels {
   void (*reduce)(const ReduceTask& task);
   void (*scale)(DType dtype, void* data, size_t count, double factor);
+  const CodecKernels* codecs;  // by Wire
 };
 
 const CpuKernels* scalar_kernels();

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+// The loops of the wire formats: encode, decode, round trip and sum, and their table.
+//
+// A sum is accumulated in registers across all sources, part by part, so memory is passed over once
+// whatever their number, and the target may be one of them. What does not fill a chunk goes through
+// the same code by way of a padded copy: zeros change no scale. Included by the files of the CPU
+// levels. In an unnamed namespace for the reason given in small_floats.h. No state, any thread.
+#pragma once
+
+#include "kernels/codec_formats.h"
+#include "kernels/codec_kernels.h"
+
+namespace pycomm {
+namespace {
+
+template <class Wire, class Scale>
+PYCOMM_KERNEL_INLINE void decode_chunk(const char* in, float* out, Scale scale) {
+  for (size_t at = 0; at < Wire::kChunk; at += kPart) {
+    const Part part = Wire::load(in, at);
+    for (int i = 0; i < kVectors; ++i) store_floats(out + at + i * kLane, scale(part.v[i]));
+  }
+}
+
+template <class Wire, class Scale>
+void encode_all(const float* in, char* out, size_t count, Scale scale) {
+  for (; count >= Wire::kChunk; count -= Wire::kChunk) {
+    Wire::encode(in, out, scale);
+    in += Wire::kChunk;
+    out += Wire::kChunkBytes;
+  }
+  if (!count) return;
+  float padded[Wire::kChunk] = {};
+  char encoded[Wire::kChunkBytes];
+  __builtin_memcpy(padded, in, count * sizeof(float));
+  Wire::encode(padded, encoded, scale);
+  __builtin_memcpy(out, encoded, Wire::rest_bytes(count));
+}
+
+template <class Wire, class Scale>
+void decode_all(const char* in, float* out, size_t count, Scale scale) {
+  for (; count >= Wire::kChunk; count -= Wire::kChunk) {
+    decode_chunk<Wire>(in, out, scale);
+    in += Wire::kChunkBytes;
+    out += Wire::kChunk;
+  }
+  if (!count) return;
+  char encoded[Wire::kChunkBytes] = {};
+  float padded[Wire::kChunk];
+  __builtin_memcpy(encoded, in, Wire::rest_bytes(count));
+  decode_chunk<Wire>(encoded, padded, scale);
+  __builtin_memcpy(out, padded, count * sizeof(float));
+}
+
+template <class Wire>
+void round_trip_all(float* inout, char* out, size_t count) {
+  for (; count >= Wire::kChunk; count -= Wire::kChunk) {
+    Wire::encode(inout, out, Keep{});
+    decode_chunk<Wire>(out, inout, Keep{});
+    inout += Wire::kChunk;
+    out += Wire::kChunkBytes;
+  }
+  encode_all<Wire>(inout, out, count, Keep{});
+  decode_all<Wire>(out, inout, count, Keep{});
+}
+
+// Source `s` from element `at` of chunk `chunk` on.
+template <class Wire>
+PYCOMM_KERNEL_INLINE Part load_source(const CodecSources& sources, int s, size_t chunk, size_t at) {
+  if (const std::byte* encoded = sources.encoded[s]) {
+    return Wire::load(reinterpret_cast<const char*>(encoded) + chunk * Wire::kChunkBytes, at);
+  }
+  const float* from = sources.plain[s] + chunk * Wire::kChunk + at;
+  Part part;
+  for (int i = 0; i < kVectors; ++i) part.v[i] = load_floats(from + i * kLane);
+  return part;
+}
+
+template <class Wire, class Finish>
+PYCOMM_KERNEL_INLINE void reduce_chunk(float* target, const CodecSources& sources, size_t chunk,
+                                       const Finish& finish) {
+  for (size_t at = 0; at < Wire::kChunk; at += kPart) {
+    Part sum = load_source<Wire>(sources, 0, chunk, at);
+    for (int s = 1; s < sources.count; ++s) {
+      const Part part = load_source<Wire>(sources, s, chunk, at);
+      for (int i = 0; i < kVectors; ++i) sum.v[i] += part.v[i];
+    }
+    for (int i = 0; i < kVectors; ++i) {
+      store_floats(target + at + i * kLane, canonical(finish(sum.v[i])));
+    }
+  }
+}
+
+// The last elements: each source is padded to a chunk in turn.
+template <class Wire, class Finish>
+void reduce_rest(float* target, const CodecSources& sources, size_t chunk, size_t count,
+                 const Finish& finish) {
+  float sum[Wire::kChunk] = {};
+  for (int s = 0; s < sources.count; ++s) {
+    float values[Wire::kChunk] = {};
+    if (const std::byte* encoded = sources.encoded[s]) {
+      decode_all<Wire>(reinterpret_cast<const char*>(encoded) + chunk * Wire::kChunkBytes, values,
+                       count, Keep{});
+    } else {
+      __builtin_memcpy(values, sources.plain[s] + chunk * Wire::kChunk, count * sizeof(float));
+    }
+    for (size_t i = 0; i < count; ++i) sum[i] = s ? sum[i] + values[i] : values[i];
+  }
+  for (size_t i = 0; i < count; ++i) target[i] = canonical(finish(sum[i]));
+}
+
+template <class Wire, class Finish>
+void reduce_all(float* target, const CodecSources& sources, size_t count, const Finish& finish) {
+  const size_t chunks = count / Wire::kChunk;
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    reduce_chunk<Wire>(target + chunk * Wire::kChunk, sources, chunk, finish);
+  }
+  const size_t rest = count % Wire::kChunk;
+  if (rest) reduce_rest<Wire>(target + count - rest, sources, chunks, rest, finish);
+}
+
+template <class Wire>
+void reduce_wire(float* target, const CodecSources& sources, size_t count, int divisor) {
+  if (divisor == 1) return reduce_all<Wire>(target, sources, count, Keep{});
+  const auto by = static_cast<float>(divisor);
+  if (is_power_of_two(divisor)) {
+    return reduce_all<Wire>(target, sources, count, Times<float>{1.0f / by});
+  }
+  return reduce_all<Wire>(target, sources, count, Over<float>{by});
+}
+
+template <class Wire>
+void encode_wire(const float* in, char* out, size_t count, float scale) {
+  if (scale == 1.0f) return encode_all<Wire>(in, out, count, Keep{});
+  encode_all<Wire>(in, out, count, Times<float>{scale});
+}
+
+template <class Wire>
+void decode_wire(const char* in, float* out, size_t count, float scale) {
+  if (scale == 1.0f) return decode_all<Wire>(in, out, count, Keep{});
+  decode_all<Wire>(in, out, count, Times<float>{scale});
+}
+
+template <class Wire>
+constexpr CodecKernels codec_of() {
+  return {encode_wire<Wire>, decode_wire<Wire>, round_trip_all<Wire>, reduce_wire<Wire>};
+}
+
+// In the order of enum Wire.
+constexpr CodecKernels kCodecs[] = {codec_of<Fp32Wire>(), codec_of<Bf16Wire>(),
+                                    codec_of<Fp16sWire>(), codec_of<IntegerWire<Int8Wire>>(),
+                                    codec_of<IntegerWire<Int4Wire>>()};
+
+}  // namespace
+}  // namespace pycomm
