@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
+#include <climits>
 
 #include "base/error.h"
 
@@ -68,7 +69,7 @@ void Waiter::sleep_on_sockets(uint32_t ticket, std::chrono::nanoseconds timeout)
   if (doorbell_->rings.load(std::memory_order_seq_cst) != ticket) return;
   const auto ms = std::chrono::ceil<std::chrono::milliseconds>(timeout).count();
   epoll_event events[16];  // what they say does not matter
-  ::epoll_wait(epoll_.get(), events, 16, static_cast<int>(std::min<long long>(ms, 1000)));
+  ::epoll_wait(epoll_.get(), events, 16, static_cast<int>(std::min<long long>(ms, INT_MAX)));
 }
 
 void Waiter::disarm() {

@@ -79,18 +79,19 @@ def test_a_work_tells_how_it_ended() -> None:
     run_threads(results, 2)
 
 
-def slow(me: Rank) -> None:
+def slow(me: Rank, told: threading.Event) -> None:
     if me.rank == 0:
         work = me.group.allreduce([torch.ones(3)])
         assert work.get_future_result().wait() == 1, "TIMEOUT"
         with pytest.raises(pycomm.Timeout):
             work.wait()
+        told.set()
     else:
-        time.sleep(2)  # present, and not at the operation
+        assert told.wait(30)  # present, and not at the operation
 
 
 def test_a_timeout_is_told_as_one() -> None:
-    run_threads(slow, 2, options={"timeout_ms": 500})
+    run_threads(slow, 2, threading.Event(), options={"timeout_ms": 500})
 
 
 def block_stream(me: Rank) -> None:
@@ -181,7 +182,7 @@ def test_collectives_of_callbacks_have_one_place_on_all_ranks(world_size: int) -
     run_ranks(called_in_callbacks, world_size)
 
 
-def callback_waits_for_a_later_call(me: Rank, late: bool) -> bool:
+def callback_waits_for_a_later_call(me: Rank, step: int) -> bool:
     """Whether the callback waited; it runs on the spot if the first all_reduce is over already."""
     a, b = torch.ones(10), torch.ones(20)
     called = threading.Event()
@@ -195,9 +196,13 @@ def callback_waits_for_a_later_call(me: Rank, late: bool) -> bool:
             called.wait()
             later[0].wait()
 
+    # One rank comes late, once the other has attached the callback.
+    late = step % 2 == me.rank
     if late:
-        time.sleep(0.02)
+        me.store.wait([f"attached{step}"])
     future = dist.all_reduce(a, async_op=True).get_future().then(callback)
+    if not late:
+        me.store.set(f"attached{step}", "1")
     later.append(dist.all_reduce(b, async_op=True))
     called.set()
     future.wait()
@@ -207,8 +212,8 @@ def callback_waits_for_a_later_call(me: Rank, late: bool) -> bool:
 
 
 def callbacks_wait_for_later_calls(me: Rank) -> None:
-    # Who is not late attaches the callback before the first all_reduce can end.
-    assert any([callback_waits_for_a_later_call(me, k % 2 == me.rank) for k in range(6)])
+    waited = [callback_waits_for_a_later_call(me, step) for step in range(6)]
+    assert all(waited[1 - me.rank :: 2]), waited
 
 
 def test_a_callback_may_wait_for_what_was_called_later() -> None:

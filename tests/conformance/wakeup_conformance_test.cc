@@ -15,9 +15,9 @@ using namespace connections;
 
 namespace {
 
-constexpr auto kLong = std::chrono::seconds(5);
-// Waiter::sleep watches sockets for a second at most.
-constexpr auto kLost = std::chrono::milliseconds(900);
+// Longer than any thread that is to ring may be kept from running.
+constexpr auto kLong = std::chrono::seconds(30);
+constexpr auto kLost = std::chrono::seconds(29);
 
 struct SleepLog {
   std::chrono::nanoseconds longest{0};

@@ -31,7 +31,12 @@ void with_group(const Layout& layout, int world_size, const Body& body, size_t s
   for (auto& mesh : meshes) engines.push_back(std::make_unique<Engine>(std::move(mesh), quick()));
   on_threads(world_size, [&](int rank) {
     auto& engine = engines[static_cast<size_t>(rank)];
-    body(engine, rank);
+    try {
+      body(engine, rank);
+    } catch (...) {
+      if (engine) engine->shutdown("a check failed here", false);  // so that nobody waits for it
+      throw;
+    }
     if (engine) engine->shutdown("the test is over", true);
   });
 }

@@ -25,11 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from machine_clock import MachineClock
 
 _HERE = Path(__file__).parent
 _PATIENCE_S = 30.0
 
 Record = dict[str, Any]
+
+
+def seconds(record: Record, since: float | None = None) -> float:
+    """From `since`, by default from when its call began, to a record, by the machine's clock."""
+    begin = record["at"] - record["took"] if since is None else since
+    return MachineClock.shared().took(begin, record["at"])
 
 
 class Starter:
@@ -104,6 +111,7 @@ class Ranks:
     ) -> None:
         self.world_size = world_size
         self.dir = Path(tempfile.mkdtemp(prefix="faults-"))
+        MachineClock.shared()
         self._starter = Starter.shared()
         self._starter.groups += 1
         self.pids: dict[int, int] = {}

@@ -8,7 +8,7 @@ import signal
 import socket
 
 import pytest
-from fault_ranks import Ranks
+from fault_ranks import Ranks, seconds
 
 WORLD = 4
 ALGORITHMS = (
@@ -32,7 +32,8 @@ def check_survivor(ranks: Ranks, rank: int, victim: int, killed_at: float, numbe
     assert f"rank {victim} (pid {ranks.pids[victim]} on {socket.gethostname()})" in text
     assert "last completed operation is" in text
     assert re.match(rf"{numbered} on rank {rank} of {ranks.world_size}: ", text), text
-    assert raised["at"] - killed_at < WITHIN_S, raised["at"] - killed_at
+    took = seconds(raised, killed_at)
+    assert took < WITHIN_S, took
 
 
 def stop_in_operation(victim: int, frame: int) -> dict:
@@ -66,7 +67,7 @@ def test_all_survivors_name_a_rank_killed_in_mid_all_reduce(
             check_survivor(ranks, rank, victim, killed_at, "all_reduce(?: #2)?")
             first, again = ranks.reports(rank, "raised")
             assert again["call"] == "again"
-            assert again["took"] < 0.1
+            assert seconds(again) < 0.1
             assert first["text"].partition(": ")[2] == again["text"].partition(": ")[2]
             assert statuses[rank] == 0
         assert statuses[victim] == -signal.SIGKILL
@@ -92,7 +93,7 @@ def test_survivors_that_wait_for_each_other_learn_of_a_death(call: str, transpor
             ), raised
             assert call == "future" or raised["kind"] == "PeerFailure"
             assert f"rank {victim} (pid {ranks.pids[victim]} on" in raised["text"]
-            assert raised["at"] - killed_at < WITHIN_S
+            assert seconds(raised, killed_at) < WITHIN_S
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])

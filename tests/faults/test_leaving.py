@@ -5,7 +5,7 @@ import random
 import signal
 
 import pytest
-from fault_ranks import Ranks
+from fault_ranks import Ranks, seconds
 
 WITHIN_S = 1.0
 REASONS = {
@@ -104,4 +104,4 @@ def test_sigterm_counts_as_a_death_that_is_named(transport: str) -> None:
         for rank in (0, 1):
             raised = ranks.wait_for(rank, "raised")
             assert (raised["kind"], raised["ranks"]) == ("PeerFailure", [2])
-            assert raised["at"] - at < WITHIN_S
+            assert seconds(raised, at) < WITHIN_S

@@ -170,9 +170,13 @@ def test_ranks_cost_nothing_while_others_are_timed():
             stats = [Path(f"/proc/{pid}/stat").read_text().rsplit(") ")[1].split() for pid in pids]
             return sum(int(stat[11]) + int(stat[12]) for stat in stats)
 
-        before = ticks()
-        time.sleep(0.3)
-        assert ticks() == before
+        # The first time may see the end of what came before.
+        used = []
+        while not used or (used[-1] > 0 and len(used) < 5):
+            before = ticks()
+            time.sleep(0.3)
+            used.append(ticks() - before)
+        assert used[-1] == 0, f"{used} ticks of 10 ms in 0.3 s each"
 
 
 def test_results_gather_in_one_file_and_newer_cells_replace_older(tmp_path):
