@@ -26,7 +26,9 @@ FLOORS = {
 TORCH_HEADER = re.compile(r"(torch|c10|ATen|pybind11)/|Python\.h")
 CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv_|cooperative_groups")
 FORBIDDEN_NAME = re.compile(r"(^|_)(utils?|common|managers?|helpers?|misc|impl)(_|$)")
-THREAD_FILES = {"csrc/engine/callback_pool.cc", "csrc/engine/engine.cc", "csrc/engine/progress.cc"}
+THREAD_FILES = {
+    f"csrc/engine/{name}.cc" for name in ("callback_pool", "engine", "progress", "tuner")
+}
 UNFINISHED = r"\b(T[O]DO|F[I]XME|X[X]X)\b"
 # Folders of one machine, and its package index.
 MACHINE_PATH = r"(?<![\w.])/([w]ork|[h]ome|[r]oot|[U]sers|[t]mp/w)/\w|[p]ypi|index-[u]rl"

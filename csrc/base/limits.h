@@ -49,6 +49,9 @@ inline constexpr int kMeasureRounds = 32;
 inline constexpr int kMeasureTimes = 8;
 inline constexpr int kMeasureSpins = 200;
 inline constexpr auto kMeasureMax = 5ms;
+// A new thread runs within some microseconds, on a machine that is crowded within its neighbours'
+// time slices; figures are not worth more.
+inline constexpr auto kMeasurePatience = 50ms;
 // Of the machine on which the sizes in engine/select.cc were found; seconds, and seconds per byte.
 inline constexpr double kAssumedAlphaS = 2.7e-7;
 inline constexpr double kAssumedBetaSPerByte = 3.1e-11;
@@ -101,6 +104,10 @@ inline constexpr auto kSelfStall = 500ms;
 // How long a symptom waits for its cause to become known: a watcher hears of a death within
 // milliseconds, an answer to a ping takes no longer.
 inline constexpr auto kEchoPatience = 100ms;
+// The same where an answer needs a thread of a peer, or this rank's watcher, that a busy machine
+// may keep from running.
+inline constexpr auto kAnswerPatience = 500ms;
+inline constexpr auto kWatcherPatience = 2s;
 // A message may arrive this much later than the farewell of the rank that sent it.
 inline constexpr auto kFarewellPatience = 1s;
 

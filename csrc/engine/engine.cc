@@ -305,10 +305,11 @@ Failure Engine::timed_out(const Operation& operation, const std::vector<int>& aw
 
 // A broken data connection is mostly the echo of a death that the watcher is about to hear of, or
 // of a rank that raised over another's death and is gone by now. The watcher knows more, so it gets
-// a moment to speak first.
-Failure Engine::explain(Failure found) const {
+// a moment to speak first, and one in which it runs.
+Failure Engine::explain(Failure found) {
   if (found.kind != FailureKind::peer_failure || found.ranks.size() != 1) return found;
   const int peer = found.ranks.front();
+  liveness_.catch_up();
   const auto patience = Deadline::after(kEchoPatience);
   while (!failed_.load(std::memory_order_acquire) && !patience.expired()) {
     if (const auto departure = liveness_.departure(peer)) return has_left(peer, *departure);

@@ -104,7 +104,7 @@ class Engine {
   Failure inspect_messages(Liveness::Vigil& vigil);
   Failure has_left(int peer, const Liveness::Departure& departure) const;
   Failure timed_out(const Operation& operation, const std::vector<int>& awaited);
-  Failure explain(Failure found) const;
+  Failure explain(Failure found);
   bool gone_silent(int peer) const;
   void complete(Operation& operation, Failure why);
   // The first failure, from when it is decided on: peers are told before failure() tells.

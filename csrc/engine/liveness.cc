@@ -23,11 +23,20 @@ Liveness::Liveness(Mesh& mesh, std::chrono::nanoseconds detect_timeout, OnFailur
       detect_timeout_(detect_timeout),
       on_failure_(std::move(on_failure)),
       peers_(static_cast<size_t>(mesh.world_size())),
-      stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+      wake_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
 void Liveness::stop() {
   stopping_ = true;
-  ::eventfd_write(stop_event_.get(), 1);
+  ::eventfd_write(wake_event_.get(), 1);
+}
+
+void Liveness::catch_up() {
+  const uint64_t mine = asked_.fetch_add(1) + 1;
+  ::eventfd_write(wake_event_.get(), 1);
+  const auto patience = Deadline::after(kWatcherPatience);
+  while (caught_up_ < mine && !stopping_ && !patience.expired()) {
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
 }
 
 Notice Liveness::make_notice(NoticeType type) const {
@@ -40,7 +49,8 @@ Notice Liveness::make_notice(NoticeType type) const {
 
 void Liveness::watch() {
   while (!stopping_) {
-    std::vector<pollfd> fds{{stop_event_.get(), POLLIN, 0}};
+    const uint64_t asked = asked_;
+    std::vector<pollfd> fds{{wake_event_.get(), POLLIN, 0}};
     std::vector<int> owner{-1};
     for (int peer = 0; peer < mesh_.world_size(); ++peer) {
       if (peer == mesh_.rank() || peers_[static_cast<size_t>(peer)].closed) continue;
@@ -53,6 +63,7 @@ void Liveness::watch() {
       }
     }
     ::poll(fds.data(), fds.size(), -1);
+    if (eventfd_t count = 0; fds[0].revents) ::eventfd_read(wake_event_.get(), &count);
     for (size_t i = 1; i < fds.size() && !stopping_; ++i) {
       const auto peer = owner[i];
       auto& state = peers_[static_cast<size_t>(peer)];
@@ -62,6 +73,7 @@ void Liveness::watch() {
       const bool process_ended = fds[i].fd == mesh_.link(peer).control->process_fd();
       if (process_ended && !state.closed) on_end(peer);
     }
+    caught_up_ = asked;
   }
 }
 
@@ -175,18 +187,20 @@ std::vector<int> Liveness::not_arrived_at(uint64_t sequence) {
     if (peer == mesh_.rank() || mesh_.link(peer).progress || departure(peer)) continue;
     if (mesh_.link(peer).control->send(make_notice(NoticeType::ping))) silent.push_back(peer);
   }
-  const auto patience = Deadline::after(kEchoPatience);
+  const auto patience = Deadline::after(kAnswerPatience);
   while (!silent.empty() && !patience.expired()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
     std::erase_if(silent, [&](int peer) {
       return peers_[static_cast<size_t>(peer)].heard_ns.load() >= asked;
     });
   }
-  std::vector<int> absent;
+  std::vector<int> absent, unknown;
   for (int peer = 0; peer < mesh_.world_size(); ++peer) {
-    if (peer != mesh_.rank() && progress_of(peer).begun < sequence) absent.push_back(peer);
+    if (peer == mesh_.rank() || progress_of(peer).begun >= sequence) continue;
+    const bool answers = std::find(silent.begin(), silent.end(), peer) == silent.end();
+    (answers ? absent : unknown).push_back(peer);
   }
-  return absent;
+  return absent.empty() ? unknown : absent;
 }
 
 Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {

@@ -35,6 +35,9 @@ class Liveness {
 
   void watch();  // returns after stop()
   void stop();
+  // Returns when the watcher has read all that had arrived by now, kWatcherPatience at most. Not
+  // for the watcher.
+  void catch_up();
 
   // One wait, from its first look on.
   struct Vigil {
@@ -52,7 +55,7 @@ class Liveness {
   std::optional<Departure> departure(int peer) const;
 
   // The ranks that have not begun collective `sequence`. Asks those whose progress cannot be seen,
-  // which takes up to kEchoPatience.
+  // which takes up to kAnswerPatience; who does not answer is among them only if nobody else is.
   std::vector<int> not_arrived_at(uint64_t sequence);
 
   void tell_failure(const Failure& failure);
@@ -85,7 +88,8 @@ class Liveness {
   const OnFailure on_failure_;
   std::vector<Peer> peers_;
   mutable std::mutex mutex_;
-  Fd stop_event_;
+  Fd wake_event_;
+  std::atomic<uint64_t> asked_{0}, caught_up_{0};  // calls of catch_up(), and which are answered
   std::atomic<bool> stopping_{false};
 };
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -18,6 +19,7 @@
 #include "base/error.h"
 #include "base/limits.h"
 #include "kernels/reduce.h"
+#include "transport/doorbell.h"
 #include "transport/shared_memory.h"
 
 namespace pycomm {
@@ -25,13 +27,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// One word in each direction, and the memory through which bytes pass.
+// One word in each direction, and the memory through which bytes pass. Shared: nobody waits for the
+// partner's thread to end, since nobody knows when it gets a core.
 struct Desk {
   alignas(kCacheLineBytes) std::atomic<uint32_t> asked{0};
   alignas(kCacheLineBytes) std::atomic<uint32_t> answered{0};
   alignas(kCacheLineBytes) std::atomic<size_t> bytes{0};
-  std::atomic<bool> there{false};  // the partner runs
+  std::atomic<uint32_t> there{0};  // the partner runs
   std::atomic<bool> over{false};
+  Mapping staged{create_shared_memory(kMeasureBytes).get(), 0, kMeasureBytes};
+  std::vector<std::byte> target = std::vector<std::byte>(kMeasureBytes);
 };
 
 void wait_a_little(int& tries) {
@@ -48,9 +53,9 @@ void leave_core(int core) {
 }
 
 // Copies out what was copied in, as a receiving rank does, until all is over.
-void partner_of(Desk& desk, const std::byte* staged, std::byte* target) {
-  desk.there = true;
-  desk.there.notify_one();
+void partner_of(Desk& desk) {
+  desk.there = 1;
+  futex_wake_all(desk.there);
   uint32_t seen = 0;
   for (int tries = 0; !desk.over.load(std::memory_order_relaxed);) {
     const uint32_t asked = desk.asked.load(std::memory_order_acquire);
@@ -58,7 +63,7 @@ void partner_of(Desk& desk, const std::byte* staged, std::byte* target) {
       wait_a_little(tries);
       continue;
     }
-    std::memcpy(target, staged, desk.bytes.load(std::memory_order_relaxed));
+    std::memcpy(desk.target.data(), desk.staged.data(), desk.bytes.load(std::memory_order_relaxed));
     seen = asked;
     desk.answered.store(asked, std::memory_order_release);
   }
@@ -66,24 +71,22 @@ void partner_of(Desk& desk, const std::byte* staged, std::byte* target) {
 
 class Measurement {
  public:
-  Measurement()
-      : memory_(create_shared_memory(kMeasureBytes).get(), 0, kMeasureBytes),
-        here_(kMeasureBytes),
-        there_(kMeasureBytes),
-        partner_([this, core = ::sched_getcpu()] {
-          leave_core(core);
-          partner_of(desk_, memory_.data(), there_.data());
-        }) {
+  Measurement() {
+    std::thread([desk = desk_, core = ::sched_getcpu()] {
+      leave_core(core);
+      partner_of(*desk);
+    }).detach();
     // Asleep: who spins here may keep the partner from its core for a tick.
-    desk_.there.wait(false);
+    const auto patience = Deadline::after(kMeasurePatience);
+    while (!desk_->there && !patience.expired()) {
+      futex_wait(desk_->there, 0, patience.remaining());
+    }
     deadline_ = Deadline::after(kMeasureMax);
   }
-  ~Measurement() {
-    desk_.over = true;
-    partner_.join();
-  }
+  ~Measurement() { desk_->over = true; }
 
   std::optional<LinkCost> result() {
+    if (!desk_->there) return std::nullopt;
     LinkCost link;
     const double round = best_of([this] { return round_trips(0, kMeasureRounds); });
     link.alpha_s = round / 2;
@@ -106,11 +109,11 @@ class Measurement {
   double round_trips(size_t bytes, int rounds) {
     const auto begun = Clock::now();
     for (int i = 0; i < rounds && in_time_; ++i) {
-      std::memcpy(memory_.data(), here_.data(), bytes);
-      desk_.bytes.store(bytes, std::memory_order_relaxed);
-      const uint32_t question = desk_.asked.load(std::memory_order_relaxed) + 1;
-      desk_.asked.store(question, std::memory_order_release);
-      for (int tries = 0; desk_.answered.load(std::memory_order_acquire) != question;) {
+      std::memcpy(desk_->staged.data(), here_.data(), bytes);
+      desk_->bytes.store(bytes, std::memory_order_relaxed);
+      const uint32_t question = desk_->asked.load(std::memory_order_relaxed) + 1;
+      desk_->asked.store(question, std::memory_order_release);
+      for (int tries = 0; desk_->answered.load(std::memory_order_acquire) != question;) {
         wait_a_little(tries);
         if (tries % kMeasureSpins == 0 && deadline_.expired()) in_time_ = false;
         if (!in_time_) break;
@@ -121,7 +124,7 @@ class Measurement {
 
   double addition() {
     const auto begun = Clock::now();
-    const void* sources[2] = {here_.data(), memory_.data()};
+    const void* sources[2] = {here_.data(), desk_->staged.data()};
     ReduceTask task;
     task.dtype = DType::float32;
     task.target = here_.data();
@@ -132,12 +135,10 @@ class Measurement {
     return std::chrono::duration<double>(Clock::now() - begun).count();
   }
 
-  Desk desk_;
-  Mapping memory_;
-  std::vector<std::byte> here_, there_;
+  const std::shared_ptr<Desk> desk_ = std::make_shared<Desk>();
+  std::vector<std::byte> here_ = std::vector<std::byte>(kMeasureBytes);
   Deadline deadline_ = Deadline::never();  // until the partner runs
   bool in_time_ = true;
-  std::thread partner_;
 };
 
 bool credible(const LinkCost& link) {

@@ -8,8 +8,8 @@
 // A machine that is busy at that moment must not mislead a group: each figure is the best of
 // several, figures out of bounds are dropped for assumed ones, and sizes at which algorithms change
 // move by factors of two between a quarter and four times those of the machine on which they were
-// found. Any thread; the first call takes some milliseconds, at most kMeasureMax from when its
-// second thread runs.
+// found. Any thread; the first call takes some milliseconds: it waits for its second thread to run
+// for kMeasurePatience at most, and measures for kMeasureMax at most.
 #pragma once
 
 #include <string>
