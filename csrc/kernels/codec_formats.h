@@ -8,20 +8,10 @@
 #pragma once
 
 #include "kernels/codec_layout.h"
-#include "kernels/cpu_half_formats.h"
+#include "kernels/codec_vectors.h"
 
 namespace pycomm {
 namespace {
-
-using Ints = Vector<int32_t, kLanes<float>>;
-
-// What a sum keeps in registers across all sources: 4 vectors of AVX-512, 8 of AVX2.
-inline constexpr size_t kPart = 64;
-inline constexpr int kLane = kLanes<float>;
-inline constexpr int kVectors = kPart / kLane;
-struct Part {
-  Floats v[kVectors];
-};
 
 PYCOMM_KERNEL_INLINE Floats load_floats(const float* from) {
   return load_as<Floats>(reinterpret_cast<const char*>(from));
@@ -30,11 +20,16 @@ PYCOMM_KERNEL_INLINE void store_floats(float* to, Floats v) {
   store_as(reinterpret_cast<char*>(to), v);
 }
 
-PYCOMM_KERNEL_INLINE uint32_t highest(Words words) {
-  uint32_t lanes[kLane], most = 0;
-  __builtin_memcpy(lanes, &words, sizeof words);
-  for (uint32_t lane : lanes) most = lane > most ? lane : most;
-  return most;
+template <class Scale>
+PYCOMM_KERNEL_INLINE Part load_part(const float* from, Scale scale, float factor) {
+  Part part;
+  for (int i = 0; i < kVectors; ++i) part.v[i] = scale(load_floats(from + i * kLane)) * factor;
+  return part;
+}
+PYCOMM_KERNEL_INLINE Part load_part(const float* from) {
+  Part part;
+  for (int i = 0; i < kVectors; ++i) part.v[i] = load_floats(from + i * kLane);
+  return part;
 }
 
 // The bits of the largest magnitude of `count` elements; NaN is above Inf, and Inf above all else.
@@ -46,7 +41,7 @@ PYCOMM_KERNEL_INLINE uint32_t largest_bits(const float* in, Scale scale) {
     const Ints bits = __builtin_bit_cast(Ints, v) & 0x7fffffff;
     most = bits > most ? bits : most;
   }
-  return highest(__builtin_bit_cast(Words, most));
+  return highest(most);
 }
 
 struct Fp32Wire {
@@ -65,35 +60,23 @@ struct Fp32Wire {
 };
 
 struct Bf16Wire {
-  using Codes = Vector<uint16_t, kLane>;
   static constexpr size_t kChunk = kPart;
   static constexpr size_t kChunkBytes = 2 * kChunk;
   static constexpr size_t rest_bytes(size_t elements) { return 2 * elements; }
   template <class Scale>
   PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale) {
-    for (size_t i = 0; i < kChunk; i += kLane) {
-      const Words codes = narrow_bfloat16<Floats, Words>(scale(load_floats(in + i)));
-      store_as(out + 2 * i, convert<Codes>(codes));
-    }
+    Part part;
+    for (int i = 0; i < kVectors; ++i) part.v[i] = scale(load_floats(in + i * kLane));
+    store_bfloat16(out, part);
   }
   PYCOMM_KERNEL_INLINE static Part load(const char* chunk, size_t at) {
     Part part;
     for (int i = 0; i < kVectors; ++i) {
-      const Codes codes = load_as<Codes>(chunk + 2 * (at + i * kLane));
-      part.v[i] = widen_bfloat16<Floats>(convert<Words>(codes));
+      part.v[i] = widen_bfloat16<Floats>(widen_16(chunk + 2 * (at + i * kLane)));
     }
     return part;
   }
 };
-
-// Float16 of cpu_half_formats.h, one vector at a time.
-#if PYCOMM_VECTOR_BYTES == 0
-PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) { Float16::store(to, v); }
-PYCOMM_KERNEL_INLINE Floats widen_half(const char* from) { return Float16::load(from); }
-#else
-PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) { Float16::narrow_half(to, v); }
-PYCOMM_KERNEL_INLINE Floats widen_half(const char* from) { return Float16::widen_half(from); }
-#endif
 
 // A block with NaN or Inf, unscaled, or one so large that rounding could leave the range.
 template <class Scale>
@@ -136,29 +119,13 @@ struct Fp16sWire : Fp16sLayout {
   }
 };
 
-// In the low byte of each lane. The sum with this constant rounds to nearest even in the last bit
-// of the mantissa, which holds the units.
-PYCOMM_KERNEL_INLINE Words to_integers(Floats v) {
-  constexpr float kUnits = 0x1.8p23f;
-  return __builtin_bit_cast(Words, v + kUnits);
-}
-
 struct Int8Wire : Int8Layout {
-  using Bytes = Vector<uint8_t, kLane>;
-  using SignedBytes = Vector<int8_t, kLane>;
   static constexpr size_t kChunk = kBlock;
   static constexpr size_t kChunkBytes = kBlockBytes;
-  template <class Scale>
-  PYCOMM_KERNEL_INLINE static void encode_part(const float* in, char* out, Scale scale,
-                                               float inverse) {
-    for (size_t i = 0; i < kPart; i += kLane) {
-      store_as(out + i, convert<Bytes>(to_integers(scale(load_floats(in + i)) * inverse)));
-    }
+  // The codes of elements `at` and on.
+  PYCOMM_KERNEL_INLINE static void put_part(char* out, size_t at, const Part& part) {
+    store_integers(out + kHeaderBytes + at, part);
   }
-  PYCOMM_KERNEL_INLINE static char* payload(char* out, size_t at) {
-    return out + kHeaderBytes + at;
-  }
-  // The code of one element.
   static void put(char* out, size_t i, int code) {
     out[kHeaderBytes + i] = static_cast<char>(code);
   }
@@ -166,27 +133,19 @@ struct Int8Wire : Int8Layout {
     const float scale = load_as<float>(chunk);
     Part part;
     for (int i = 0; i < kVectors; ++i) {
-      const auto bytes = load_as<SignedBytes>(chunk + kHeaderBytes + at + i * kLane);
-      part.v[i] = convert<Floats>(convert<Ints>(bytes)) * scale;
+      const Ints codes = widen_signed_8(chunk + kHeaderBytes + at + i * kLane);
+      part.v[i] = convert<Floats>(codes) * scale;
     }
     return part;
   }
 };
 
 struct Int4Wire : Int4Layout {
-  using Bytes = Vector<uint8_t, kLane>;
   static constexpr size_t kChunk = kBlock;
   static constexpr size_t kChunkBytes = kBlockBytes;
-  template <class Scale>
-  PYCOMM_KERNEL_INLINE static void encode_part(const float* in, char* out, Scale scale,
-                                               float inverse) {
-    for (size_t i = 0; i < kPart / 2; i += kLane) {
-      const Words low = to_integers(scale(load_floats(in + i)) * inverse);
-      const Words high = to_integers(scale(load_floats(in + i + kPart / 2)) * inverse);
-      store_as(out + i, convert<Bytes>((low & 15u) | (high << 4)));
-    }
+  PYCOMM_KERNEL_INLINE static void put_part(char* out, size_t, const Part& part) {
+    store_half_bytes(out + kHeaderBytes, part);
   }
-  PYCOMM_KERNEL_INLINE static char* payload(char* out, size_t) { return out + kHeaderBytes; }
   static void put(char* out, size_t i, int code) {
     char& byte = out[kHeaderBytes + i % (kBlock / 2)];
     const auto half = static_cast<unsigned>(code) & 15u;
@@ -194,16 +153,7 @@ struct Int4Wire : Int4Layout {
     byte = static_cast<char>(i < kBlock / 2 ? half : static_cast<uint8_t>(byte) | half << 4);
   }
   PYCOMM_KERNEL_INLINE static Part load(const char* chunk, size_t) {
-    const float scale = load_as<float>(chunk);
-    Part part;
-    for (int i = 0; i < kVectors / 2; ++i) {
-      const Words bytes = convert<Words>(load_as<Bytes>(chunk + kHeaderBytes + i * kLane));
-      const Ints low = __builtin_bit_cast(Ints, bytes << 28) >> 28;
-      const Ints high = __builtin_bit_cast(Ints, bytes << 24) >> 28;
-      part.v[i] = convert<Floats>(low) * scale;
-      part.v[i + kVectors / 2] = convert<Floats>(high) * scale;
-    }
-    return part;
+    return load_half_bytes(chunk + kHeaderBytes, load_as<float>(chunk));
   }
 };
 
@@ -237,7 +187,7 @@ struct IntegerWire : Wire {
     const IntegerScale found = integer_scale<Wire::kLargest>(largest);
     store_as(out, found.scale);
     for (size_t at = 0; at < Wire::kBlock; at += kPart) {
-      Wire::encode_part(in + at, Wire::payload(out, at), scale, found.inverse);
+      Wire::put_part(out, at, load_part(in + at, scale, found.inverse));
     }
   }
 };

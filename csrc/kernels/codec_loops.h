@@ -69,10 +69,7 @@ PYCOMM_KERNEL_INLINE Part load_source(const CodecSources& sources, int s, size_t
   if (const std::byte* encoded = sources.encoded[s]) {
     return Wire::load(reinterpret_cast<const char*>(encoded) + chunk * Wire::kChunkBytes, at);
   }
-  const float* from = sources.plain[s] + chunk * Wire::kChunk + at;
-  Part part;
-  for (int i = 0; i < kVectors; ++i) part.v[i] = load_floats(from + i * kLane);
-  return part;
+  return load_part(sources.plain[s] + chunk * Wire::kChunk + at);
 }
 
 template <class Wire, class Finish>
