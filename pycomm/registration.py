@@ -15,6 +15,7 @@ from typing import Any
 _registered = False
 # Public names that need the extension module, and where they are.
 _LATER = {"Communicator": "pycomm.communicator"}
+_MODULES_LATER = {"compression"}
 
 
 def register() -> None:
@@ -61,6 +62,8 @@ def autoload() -> None:
 
 def load_later(name: str) -> Any:
     """Returns a public name that `import pycomm` does not load; local."""
+    if name in _MODULES_LATER:
+        return import_module(f"pycomm.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'pycomm' has no attribute {name!r}")
     return getattr(import_module(_LATER[name]), name)

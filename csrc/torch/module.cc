@@ -7,6 +7,7 @@
 #include "kernels/reduce.h"
 #include "torch/arena_allocator.h"
 #include "torch/backend.h"
+#include "torch/codecs.h"
 #include "torch/communicator.h"
 #include "torch/doctor.h"
 #include "torch/errors.h"
@@ -177,6 +178,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_plans(m);
   pycomm::bind_doctor(m);
   pycomm::bind_kernels(m);
+  pycomm::bind_codecs(m);
   pycomm::bind_communicator(m.ptr());
   pycomm::bind_arena(m);
   m.def("build_info", &pycomm::build_info);
