@@ -63,7 +63,7 @@ class ErrorFeedback(Encoded):
         self._scale = self._scale_now()
         self._residuals = Residuals([one.numel() for one in self.parameters])
         self._backward = -1  # the last one that was looked at
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
         self._check_optimizers(optimizers)
         self._attach(optimizers)
 
