@@ -83,6 +83,8 @@ def _fill(native: Any, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name == "algorithm":
             native.set_algorithms(value)
+        elif name == "wire":
+            native.set_wire(value)
         elif name == "transport":
             native.transports = value
         elif name.endswith("_s"):

@@ -15,6 +15,7 @@ from typing import Any
 from pycomm.errors import UsageError
 
 _TRANSPORTS = ("shm", "tcp")
+_WIRES = ("fp32", "bf16", "fp16s", "int8", "auto")
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -75,6 +76,12 @@ def _transports(name: str, value: str) -> str:
     return value
 
 
+def _wire(name: str, value: str) -> str:
+    if value not in _WIRES:
+        raise UsageError(f"{name}={value!r}: expected one of {', '.join(_WIRES)}")
+    return value
+
+
 def _replaced(name: str, value: str) -> tuple[str, ...]:
     from pycomm.replace import parse_names
 
@@ -107,6 +114,7 @@ def _level(name: str, value: str) -> str:
 VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_TRANSPORT": ("transport", _transports),
     "PYCOMM_ALGO": ("algorithm", _text),
+    "PYCOMM_WIRE": ("wire", _wire),
     "PYCOMM_DETECT_TIMEOUT": ("detect_timeout_s", _seconds),
     "PYCOMM_CONNECT_TIMEOUT": ("connect_timeout_s", _seconds),
     "PYCOMM_SOCKET_IFNAME": ("socket_interface", _text),
@@ -140,6 +148,8 @@ class Options:
             PYCOMM_TRANSPORT.
         algorithm: "ring" or "all_reduce=ring,broadcast=direct"; default: chosen by size.
             PYCOMM_ALGO.
+        wire: What float32 sums of 64 KiB and more travel as: "fp32", "bf16", "fp16s" (float16 with
+            a scale for each block), "int8", or "auto", which measures. Default fp32. PYCOMM_WIRE.
         socket_interface: What tcp may use: "eth0,ib0" (names or their beginnings, the first there
             is), "10.0.0.0/8,fd00::/8" (networks), "=eth0" (that name only) or "^docker0,lo" (all
             but these). Default: the route to the store's host. PYCOMM_SOCKET_IFNAME.
@@ -160,6 +170,7 @@ class Options:
     connect_timeout_s: float | None = None
     transport: str | None = None
     algorithm: str | None = None
+    wire: str | None = None
     socket_interface: str | None = None
     port_range: str | None = None
     host_id: str | None = None

@@ -27,6 +27,9 @@ inline constexpr int kSegmentsWanted = 2;
 inline constexpr size_t kSegmentBytesMin = 32 * 1024;
 inline constexpr int kSegmentsWantedCrowded = 2;
 inline constexpr size_t kSegmentBytesMinCrowded = 32 * 1024;
+// Tensors of this size and more may travel in a narrow wire format. Below, a message costs more
+// than its bytes on any network, and what is small (norms, losses, flags) is what rounding hurts.
+inline constexpr size_t kNarrowBytesMin = 64 * 1024;
 // A tensor is reduced slice by slice: a slice with the rings that carry it fits the L2 caches of
 // the cores (1 MiB each here). 64 MiB between 2 ranks took 5.3 ms instead of 10.5; slices of half
 // the size were as fast, of four times the size a quarter slower.

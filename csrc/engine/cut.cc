@@ -17,11 +17,11 @@ Cut cut_for(int world_size, size_t segment_bytes, bool shared_memory, bool exact
   return cut;
 }
 
-size_t segment_bytes_of(const Cut& cut, size_t chunk_bytes, size_t element_bytes) {
+size_t segment_bytes_of(const Cut& cut, size_t chunk_bytes, size_t element_bytes, size_t block) {
   const size_t share = chunk_bytes / static_cast<size_t>(cut.segments_wanted);
   const size_t lines = (share + kCacheLineBytes - 1) / kCacheLineBytes * kCacheLineBytes;
-  return std::clamp(lines, cut.segment_bytes_min, cut.segment_bytes) / element_bytes *
-         element_bytes;
+  const size_t unit = element_bytes * block;
+  return std::max(unit, std::clamp(lines, cut.segment_bytes_min, cut.segment_bytes) / unit * unit);
 }
 
 size_t slice_count_of(const Cut& cut, size_t count, size_t element_bytes) {

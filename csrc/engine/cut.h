@@ -28,8 +28,9 @@ struct Cut {
 // because somebody asked for it.
 Cut cut_for(int world_size, size_t segment_bytes, bool shared_memory, bool exact);
 
-// Of a chunk of `chunk_bytes`; a multiple of the element's size, which is a power of two.
-size_t segment_bytes_of(const Cut& cut, size_t chunk_bytes, size_t element_bytes);
+// Of a chunk of `chunk_bytes`; a multiple of the element's size, which is a power of two. `block`:
+// elements that must not be parted.
+size_t segment_bytes_of(const Cut& cut, size_t chunk_bytes, size_t element_bytes, size_t block = 1);
 // Elements in all slices but the last; `count` where the tensor is not sliced.
 size_t slice_count_of(const Cut& cut, size_t count, size_t element_bytes);
 

@@ -38,7 +38,7 @@ Engine::Engine(std::unique_ptr<Mesh> mesh, EngineOptions options)
       recorder_(kRecorderEntries),
       executor_(*mesh_, cut_of(*mesh_)),
       messages_(*mesh_),
-      programs_(*mesh_, options_.algorithms, options_.check_plans),
+      programs_(*mesh_, options_.algorithms, options_.check_plans, options_.wire.wire),
       callback_order_(std::make_shared<CallbackOrder>([this] {
         {
           const std::lock_guard lock(queue_mutex_);
@@ -226,7 +226,7 @@ Failure Engine::carry_out(const Program& program, Operation& operation, WaitRole
   executor_.start(program, operation);
   auto progress = executor_.advance();
   if (operation.record == kNotRecorded) operation.record = recorder_.submitted(operation);
-  recorder_.started(operation.record, program.plan.algorithm.c_str());
+  recorder_.started(operation.record, program.label.c_str());
   Backoff pausing(mesh_->wait_policy(role));
   Liveness::Vigil vigil;
   for (; progress != Executor::Progress::done; progress = executor_.advance()) {

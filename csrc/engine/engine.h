@@ -26,6 +26,7 @@
 #include "engine/point_to_point.h"
 #include "engine/programs.h"
 #include "engine/recorder.h"
+#include "engine/wire_choice.h"
 
 namespace pycomm {
 
@@ -33,6 +34,7 @@ struct EngineOptions {
   std::chrono::nanoseconds timeout = std::chrono::minutes(30);  // of an operation that names none
   std::chrono::nanoseconds detect_timeout = kDetectTimeout;
   AlgorithmChoices algorithms;
+  WireChoice wire;           // what float32 sums travel as
   bool check_plans = false;  // prove every plan before its first use
   std::string flight_dir;    // where a failure leaves the flight recorder's dump; empty: nowhere
   std::string group_name;

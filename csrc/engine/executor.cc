@@ -73,9 +73,9 @@ bool Executor::step(size_t index) {
     case Instruction::Kind::send:
       return send(index);
     case Instruction::Kind::recv:
-      return receive(one, segment);
+      return one.narrow ? receive_encoded(one, segment) : receive(one, segment);
     case Instruction::Kind::fold:
-      return fold(one, segment);
+      return one.narrow ? fold_encoded(one, segment) : fold(one, segment);
     case Instruction::Kind::reduce:
       return reduce_local(one, segment);
     case Instruction::Kind::copy:
@@ -85,10 +85,11 @@ bool Executor::step(size_t index) {
 }
 
 bool Executor::send(size_t index) {
-  const auto pass = pass_whole(index);
-  if (pass != Pass::as_payload) return pass == Pass::last_done;
   const Instruction& one = program_->instructions[index];
   const uint32_t segment = cursors_[index].done;
+  if (one.narrow) return send_encoded(one, segment);
+  const auto pass = pass_whole(index);
+  if (pass != Pass::as_payload) return pass == Pass::last_done;
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const size_t bytes = segment_size(chunk, segment);
   uint32_t& number = sent_frames_[static_cast<size_t>(one.peer)];
@@ -105,8 +106,9 @@ bool Executor::peek(const Instruction& one, int peer, uint32_t segment, Received
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   const OpSignature expected = signature_for(chunk);
   Channel& channel = mesh_.channel(peer, Lane::collective);
-  const size_t size = segment_size(chunk, segment);
-  if (one.kind == Instruction::Kind::recv && size > kStagedBytes) {
+  const bool encoded = one.narrow && program_->links.to(peer);
+  const size_t size = encoded ? encoded_size(chunk, segment) : segment_size(chunk, segment);
+  if (one.kind == Instruction::Kind::recv && size > kStagedBytes && !encoded) {
     const FrameHeader header{static_cast<uint32_t>(size),
                              received_frames_[static_cast<size_t>(peer)], expected.pack()};
     std::byte* const into = chunk.data + segment * chunk.segment_bytes;
@@ -124,7 +126,8 @@ bool Executor::peek(const Instruction& one, int peer, uint32_t segment, Received
   const size_t given = refers ? frame.window.bytes : frame.header.payload_bytes;
   const size_t bytes = refers ? chunk.bytes : size;
   const uint32_t number = received_frames_[static_cast<size_t>(peer)];
-  const bool fits = given == bytes || (given == 0 && segment == 0 && answer_is_here(one));
+  const bool fits = encoded ? given == bytes && !refers
+                            : given == bytes || (given == 0 && segment == 0 && answer_is_here(one));
   if (!fits || frame.header.number != number) {
     failure_ = {FailureKind::mismatch,
                 str("rank ", peer, " sent frame ", frame.header.number, " of ", given,

@@ -52,7 +52,8 @@ class Executor {
     std::byte* data = nullptr;
     size_t bytes = 0;
     size_t count = 0;
-    size_t segment_bytes = 1;  // a multiple of the element's size
+    size_t segment_bytes = 1;    // a multiple of the element's size
+    std::byte* image = nullptr;  // its encoding, where that is kept
   };
   // How a send's chunk travels.
   enum class Passage : uint8_t {
@@ -90,6 +91,13 @@ class Executor {
   Pass pass_whole(size_t index);
   void refer(size_t index);
   bool answer_is_here(const Instruction& one) const;
+  // Chunks that travel encoded: executor_wire.cc.
+  bool send_encoded(const Instruction& one, uint32_t segment);
+  bool receive_encoded(const Instruction& one, uint32_t segment);
+  bool fold_encoded(const Instruction& one, uint32_t segment);
+  void lay_out_images();
+  size_t encoded_size(const Chunk& chunk, uint32_t segment) const;
+  std::byte* image_of(const Chunk& chunk, uint32_t segment) const;
   size_t segment_size(const Chunk& chunk, uint32_t segment) const;
   OpSignature signature_for(const Chunk& chunk) const;
   bool flush();
@@ -115,6 +123,10 @@ class Executor {
   std::vector<ReceivedFrame> frames_;  // of a fold, by operand
   std::vector<const void*> sources_;
   std::vector<void*> answers_;  // where peers wait for what a fold makes
+  std::vector<std::byte> images_;
+  // Of a fold of encoded operands, by operand: one of the two is null.
+  std::vector<const std::byte*> encoded_;
+  std::vector<const float*> plain_;
   Failure failure_;
 };
 

@@ -54,6 +54,7 @@ void Executor::begin_signature() {
   signature_.collective = operation.collective;
   signature_.dtype = operation.dtype;
   signature_.plan = program_->hash;
+  if (program_->links.codec) signature_.codec = program_->links.codec->wire;
   if (is_reduction(operation.collective)) signature_.op = operation.op;
   if (is_rooted(operation.collective)) signature_.root = operation.root;
 }
@@ -97,11 +98,12 @@ bool Executor::begin_next_slice() {
 // Work chunks point into the caller's memory, scratch chunks into ours.
 void Executor::lay_out_chunks() {
   const Plan& plan = program_->plan;
+  const size_t encoded_together = program_->links.codec ? program_->links.codec->block : 1;
   chunks_.assign(static_cast<size_t>(program_->chunk_count()), Chunk{});
   const auto put = [&](int index, std::byte* data, size_t count) {
     const size_t bytes = count * element_bytes_;
-    chunks_[static_cast<size_t>(index)] = {data, bytes, count,
-                                           segment_bytes_of(cut_, bytes, element_bytes_)};
+    chunks_[static_cast<size_t>(index)] = {
+        data, bytes, count, segment_bytes_of(cut_, bytes, element_bytes_, encoded_together), {}};
   };
   sliced_ = false;
   if (moves_blocks(operation_->collective)) {
@@ -140,13 +142,14 @@ void Executor::lay_out_chunks() {
     const int like = plan.scratch_like[s];
     auto& chunk = chunks_[static_cast<size_t>(plan.work_chunks) + s];
     if (like == kToken) {
-      chunk = {nullptr, 0, signature_.count, cut_.segment_bytes};
+      chunk = {nullptr, 0, signature_.count, cut_.segment_bytes, nullptr};
       continue;
     }
     chunk = chunks_[static_cast<size_t>(like)];
     chunk.data = scratch_.data() + offset;
     offset += padded(chunk.bytes);
   }
+  if (program_->links.codec) lay_out_images();
 }
 
 }  // namespace pycomm

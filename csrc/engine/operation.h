@@ -11,11 +11,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "base/deadline.h"
 #include "base/dtype.h"
 #include "base/error.h"
+#include "base/wire.h"
 
 namespace pycomm {
 
@@ -34,6 +36,8 @@ struct Operation {
   DType dtype = DType::float32;
   int root = 0;  // rooted collectives; the tag of send and recv
   int peer = 0;  // send, recv: the other rank, or kAnySource
+  // What it travels as where wire_choice.h lets it travel narrow; none: what its group says.
+  std::optional<Wire> wire;
   // all_reduce, broadcast, reduce, send, recv: one region, the tensor. The others: one region for
   // each chunk of `work` as plan.h lists them; regions this rank does not have are empty.
   std::vector<Region> work;

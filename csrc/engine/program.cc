@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "engine/in_place.h"
 
 namespace pycomm {
@@ -87,6 +88,10 @@ bool receives_from(const Instruction& one, int rank, int peer) {
 
 }  // namespace
 
+std::string labelled(const std::string& algorithm, Wire wire) {
+  return wire == Wire::fp32 ? algorithm : str(algorithm, " as ", name_of(wire));
+}
+
 bool writes(const Instruction& one, int chunk) {
   return one.kind != Kind::send && one.target == chunk;
 }
@@ -97,10 +102,14 @@ bool reads(const Instruction& one, int chunk) {
   return one.source == chunk || (one.kind == Kind::reduce && one.target == chunk);
 }
 
-Program::Program(Plan source) : plan(std::move(source)) {
-  hash = fnv1a(plan.algorithm) ^ static_cast<uint32_t>(plan.work_chunks);
+Program::Program(Plan source, NarrowLinks narrow_links)
+    : plan(std::move(source)), links(std::move(narrow_links)), label(plan.algorithm) {
+  if (links.codec) label = labelled(label, links.codec->wire);
+  hash = fnv1a(label) ^ static_cast<uint32_t>(plan.work_chunks);
+  if (links.codec) hash ^= static_cast<uint32_t>(links.codec->block) << 16;
   instructions = join_steps(plan);
   mark_answers(instructions);
+  mark_narrow(instructions, links);
   const int count = static_cast<int>(instructions.size());
   for (int i = 0; i < count; ++i) {
     first_dependency.push_back(static_cast<int>(dependencies.size()));

@@ -9,8 +9,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "engine/narrow.h"
 #include "plan/plan.h"
 
 namespace pycomm {
@@ -19,6 +21,9 @@ struct Instruction {
   enum class Kind : uint8_t { send, recv, fold, reduce, copy };
   Kind kind = Kind::send;
   bool completes = false;
+  // See narrow.h. The chunk is encoded on its way, or some operands are; and its encoding is kept,
+  // or comes from where it was kept.
+  bool narrow = false, image = false;
   int peer = -1;              // send, recv; reduce: whom the source chunk came from
   int target = 0;             // chunk number: work chunks first, scratch chunks behind them
   int source = 0;             // copy, reduce; fold: where this rank's own operand lies
@@ -32,6 +37,9 @@ struct Instruction {
 bool writes(const Instruction& one, int chunk);
 bool reads(const Instruction& one, int chunk);
 
+// "direct", "direct as bf16"
+std::string labelled(const std::string& algorithm, Wire wire);
+
 // Instruction `before` must have finished the segment at hand, or everything.
 struct Dependency {
   int before = 0;
@@ -40,12 +48,14 @@ struct Dependency {
 
 struct Program {
   Plan plan;
+  NarrowLinks links;
+  std::string label;  // the algorithm, and what its chunks travel as where that is not their type
   uint32_t hash = 0;  // of what both ends must have in common
   std::vector<Instruction> instructions;
   std::vector<Dependency> dependencies;
   std::vector<int> first_dependency;  // by instruction, with one more at the end
 
-  explicit Program(Plan source);
+  explicit Program(Plan source, NarrowLinks narrow_links = {});
   int chunk_count() const { return plan.work_chunks + static_cast<int>(plan.scratch_like.size()); }
 };
 

@@ -3,9 +3,11 @@
 
 #include "base/error.h"
 #include "engine/signature.h"
+#include "engine/wire_choice.h"
 #include "plan/algorithms.h"
 #include "plan/check.h"
 #include "plan/cost.h"
+#include "plan/host_layout.h"
 
 namespace pycomm {
 namespace {
@@ -21,30 +23,73 @@ std::vector<std::vector<int>> group_by_host(const Mesh& mesh) {
   return hosts;
 }
 
+// "hierarchical", "hierarchical/direct"
+bool is_hierarchical(const std::string& algorithm) { return algorithm.starts_with(kHierarchical); }
+
 }  // namespace
 
-Programs::Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans)
+Programs::Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans, Wire wire)
     : mesh_(mesh),
       choices_(std::move(choices)),
       check_plans_(check_plans),
       figures_(parse_figures(mesh.address(0).figures)),
       size_factor_(size_factor(figures_)),
-      hosts_(group_by_host(mesh)) {}
+      hosts_(group_by_host(mesh)),
+      wire_(wire) {}
+
+std::pair<std::string, Wire> Programs::choose(const Question& question) const {
+  const auto [collective, root, bytes, wire] = question;
+  const int world = mesh_.world_size();
+  if (wire != Wire::fp32 && world > 1) {
+    const auto name = select_narrow_algorithm(collective, world, hosts_.size(), choices_);
+    if (hosts_.size() > 1 || !is_hierarchical(name)) return {name, wire};
+  }
+  const bool one_host = hosts_.size() == 1;
+  if (two_levels_pay(collective, bytes, world, hosts_.size(), choices_)) {
+    return {kHierarchical, Wire::fp32};
+  }
+  const auto name = select_algorithm(collective, bytes, world, one_host, choices_, size_factor_);
+  return {std::string(name), Wire::fp32};
+}
+
+std::pair<std::string, Wire> Programs::choose(Collective collective, size_t bytes) const {
+  const auto blocks = static_cast<size_t>(moves_blocks(collective) ? mesh_.world_size() : 1);
+  return choose(
+      {collective, 0, bytes, may_narrow(collective, blocks * bytes) ? wire_ : Wire::fp32});
+}
 
 std::string Programs::algorithm_for(Collective collective, size_t bytes) const {
-  const int world = mesh_.world_size();
-  const bool one_host = hosts_.size() == 1;
-  if (two_levels_pay(collective, bytes, world, hosts_.size(), choices_)) return kHierarchical;
-  return std::string(select_algorithm(collective, bytes, world, one_host, choices_, size_factor_));
+  const auto [name, wire] = choose(collective, bytes);
+  return labelled(name, wire);
+}
+
+// Between hosts only, where the plan has levels: within a host bytes cost less than rounding them.
+NarrowLinks Programs::narrow_links(const std::string& algorithm, Wire wire) const {
+  NarrowLinks links;
+  if (wire == Wire::fp32) return links;
+  links.codec = &codec_for(wire);
+  links.peers.assign(static_cast<size_t>(mesh_.world_size()), true);
+  if (!is_hierarchical(algorithm)) return links;
+  for (const auto& host : hosts_) {
+    if (place_in(host, mesh_.rank()) < 0) continue;
+    for (const int mate : host) links.peers[static_cast<size_t>(mate)] = false;
+  }
+  return links;
 }
 
 Plan Programs::plan_of(Collective collective, const std::string& name, int rank, int root) const {
-  return name == kHierarchical ? make_hierarchical_plan(collective, hosts_, rank, root)
-                               : make_plan(collective, name, mesh_.world_size(), rank, root);
+  if (name == kHierarchical) return make_hierarchical_plan(collective, hosts_, rank, root);
+  if (is_hierarchical(name)) {
+    const auto inter = name.substr(std::string_view(kHierarchical).size() + 1);
+    return make_hierarchical_plan(hosts_, inter, rank);
+  }
+  if (name == kGrid) return make_grid_plan(collective, mesh_.world_size(), rank);
+  return make_plan(collective, name, mesh_.world_size(), rank, root);
 }
 
 double Programs::predicted_s(Collective collective, size_t bytes) const {
-  const auto name = algorithm_for(collective, bytes);
+  const auto [name, wire] = choose(collective, bytes);
+  if (wire != Wire::fp32) bytes = codec_for(wire).wire_bytes(bytes / sizeof(float));
   PlanSet plans;
   for (int rank = 0; rank < mesh_.world_size(); ++rank) {
     plans.push_back(plan_of(collective, name, rank, 0));
@@ -56,11 +101,13 @@ const Program& Programs::for_operation(const Operation& operation) {
   // A block may differ from rank to rank, so collectives that move blocks may not choose by its
   // size.
   const bool sized = !moves_blocks(operation.collective) && !operation.work.empty();
+  const Wire wanted = operation.wire.value_or(wire_);
   const Question question{operation.collective,
                           is_rooted(operation.collective) ? operation.root : 0,
-                          sized ? operation.work[0].count * size_of(operation.dtype) : 0};
+                          sized ? operation.work[0].count * size_of(operation.dtype) : 0,
+                          wanted != Wire::fp32 && may_narrow(operation) ? wanted : Wire::fp32};
   const size_t hash = question.bytes / 4 + question.bytes / 4096 +
-                      static_cast<size_t>(question.root) +
+                      static_cast<size_t>(question.root) + static_cast<size_t>(question.wire) +
                       5 * static_cast<size_t>(question.collective);
   Answer& answer = recent_[hash % recent_.size()];
   if (!answer.program || !(answer.question == question)) answer = {question, &find(question)};
@@ -68,9 +115,9 @@ const Program& Programs::for_operation(const Operation& operation) {
 }
 
 const Program& Programs::find(const Question& question) {
-  const auto [collective, root, bytes] = question;
-  const auto name = algorithm_for(collective, bytes);
-  auto& cached = programs_[{collective, name, root}];
+  const auto [collective, root, bytes, asked] = question;
+  const auto [name, wire] = choose(question);
+  auto& cached = programs_[{collective, name, wire, root}];
   if (!cached) {
     if (check_plans_) {
       PlanSet plans;
@@ -79,7 +126,8 @@ const Program& Programs::find(const Question& question) {
       const auto wrong = check(plans);
       PYCOMM_ASSERT(wrong.empty(), wrong);
     }
-    cached = std::make_unique<Program>(plan_of(collective, name, mesh_.rank(), root));
+    cached = std::make_unique<Program>(plan_of(collective, name, mesh_.rank(), root),
+                                       narrow_links(name, wire));
   }
   return *cached;
 }

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "engine/operation.h"
@@ -24,10 +25,15 @@ namespace pycomm {
 
 class Programs {
  public:
-  Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans);
+  // `wire`: what float32 sums of the group travel as, see wire_choice.h.
+  Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans, Wire wire = Wire::fp32);
 
   const Program& for_operation(const Operation& operation);
+  // Of a float32 sum, with the wire format where it is narrow: "direct", "direct as bf16".
   std::string algorithm_for(Collective collective, size_t bytes) const;
+  Wire wire() const { return wire_; }
+  // Before anybody else uses this.
+  void set_wire(Wire wire) { wire_ = wire; }
   // What the whole group goes by.
   const Figures& figures() const { return figures_; }
   // By plan/cost and these figures: seconds with a core for each rank. Makes all ranks' plans.
@@ -39,6 +45,7 @@ class Programs {
     Collective collective = Collective::all_reduce;
     int root = 0;
     size_t bytes = 0;
+    Wire wire = Wire::fp32;
     bool operator==(const Question&) const = default;
   };
   struct Answer {
@@ -46,6 +53,10 @@ class Programs {
     const Program* program = nullptr;
   };
   const Program& find(const Question& question);
+  // The algorithm, and what it really is carried out as: float32 where no link would be narrow.
+  std::pair<std::string, Wire> choose(const Question& question) const;
+  std::pair<std::string, Wire> choose(Collective collective, size_t bytes) const;
+  NarrowLinks narrow_links(const std::string& algorithm, Wire wire) const;
   Plan plan_of(Collective collective, const std::string& name, int rank, int root) const;
 
   const Mesh& mesh_;
@@ -54,7 +65,8 @@ class Programs {
   const Figures figures_;
   const double size_factor_;
   const std::vector<std::vector<int>> hosts_;
-  std::map<std::tuple<Collective, std::string, int>, std::unique_ptr<Program>> programs_;
+  Wire wire_;
+  std::map<std::tuple<Collective, std::string, Wire, int>, std::unique_ptr<Program>> programs_;
   std::array<Answer, 16> recent_;  // by a hash of the question
 };
 

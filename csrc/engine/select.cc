@@ -104,4 +104,21 @@ bool two_levels_pay(Collective collective, size_t bytes, int world_size, size_t 
   return has_hierarchical_plan(collective);
 }
 
+bool can_narrow(std::string_view algorithm) {
+  return algorithm == "direct" || algorithm == kHierarchical;
+}
+
+std::string select_narrow_algorithm(Collective collective, int world_size, size_t hosts,
+                                    const AlgorithmChoices& choices) {
+  const auto chosen = choices.find(collective);
+  const bool between_hosts = chosen == choices.end()
+                                 ? hosts > 1 && hosts < static_cast<size_t>(world_size)
+                                 : chosen->second == kHierarchical;
+  if (between_hosts) {
+    if (collective != Collective::all_reduce) return kHierarchical;
+    return str(kHierarchical, "/", hosts > kDirectRanks ? kGrid : "direct");
+  }
+  return chosen == choices.end() && world_size > kDirectRanks ? kGrid : "direct";
+}
+
 }  // namespace pycomm

@@ -33,4 +33,12 @@ std::string_view select_algorithm(Collective collective, size_t bytes, int world
 bool two_levels_pay(Collective collective, size_t bytes, int world_size, size_t hosts,
                     const AlgorithmChoices& choices);
 
+// The same for tensors in a narrow wire format, all_reduce and reduce_scatter: only algorithms that
+// add up in float32 at one rank, so that a sum is narrowed once; in large groups at two levels.
+// Two-level plans between hosts are named with what runs between the hosts.
+std::string select_narrow_algorithm(Collective collective, int world_size, size_t hosts,
+                                    const AlgorithmChoices& choices);
+// Whether a choice of theirs can be kept to with a narrow wire format.
+bool can_narrow(std::string_view algorithm);
+
 }  // namespace pycomm

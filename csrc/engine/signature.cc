@@ -24,6 +24,7 @@ bool moves_blocks(Collective collective) {
 std::string to_string(const OpSignature& s) {
   if (s.collective == Collective::barrier) return "barrier()";
   std::string text = str(name_of(s.collective), "(", name_of(s.dtype), "[", s.count, "]");
+  if (s.codec != Wire::fp32) text += str(" as ", name_of(s.codec));
   if (is_reduction(s.collective)) text += str(", ", name_of(s.op));
   if (is_rooted(s.collective)) text += str(", root ", s.root);
   if (s.collective == Collective::send || s.collective == Collective::recv) {
@@ -31,6 +32,18 @@ std::string to_string(const OpSignature& s) {
   }
   return text + ")";
 }
+
+namespace {
+
+// Ranks that disagree about the format mostly use different algorithms, too.
+bool same_but_for_codec(const OpSignature& mine, OpSignature theirs) {
+  if (mine.codec == theirs.codec) return false;
+  theirs.codec = mine.codec;
+  theirs.plan = mine.plan;
+  return mine == theirs;
+}
+
+}  // namespace
 
 std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs, int rank,
                              int peer) {
@@ -42,6 +55,9 @@ std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs,
     return text +
            " by another algorithm; PYCOMM_ALGO and the group's options must be the same on all "
            "ranks";
+  }
+  if (ordered && same_but_for_codec(mine, theirs)) {
+    return text + "; PYCOMM_WIRE and Options(wire=) must be the same on all ranks";
   }
   return text +
          "; check that all ranks call the same collectives in the same order with the same "

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/dtype.h"
+#include "base/wire.h"
 
 namespace pycomm {
 
@@ -20,9 +21,9 @@ struct OpSignature {
   Collective collective = Collective::all_reduce;
   ReduceOp op = ReduceOp::sum;
   DType dtype = DType::float32;
-  uint8_t codec = 0;   // wire format; 0 is the tensor's own
-  uint32_t plan = 0;   // hash of the algorithm's name and chunking
-  uint32_t epoch = 0;  // incarnation of the group
+  Wire codec = Wire::fp32;  // fp32: as whatever the tensor holds
+  uint32_t plan = 0;        // hash of the algorithm's name and chunking
+  uint32_t epoch = 0;       // incarnation of the group
 
   bool operator==(const OpSignature&) const = default;
   std::array<uint64_t, 4> pack() const { return std::bit_cast<std::array<uint64_t, 4>>(*this); }

@@ -128,4 +128,14 @@ Plan make_hierarchical_plan(Collective collective, const Hosts& hosts, int rank,
   }
 }
 
+Plan make_grid_plan(Collective collective, int world_size, int rank) {
+  const HostLayout layout = make_host_layout(rows_of_grid(world_size), rank);
+  PYCOMM_USAGE(collective == Collective::all_reduce || collective == Collective::reduce_scatter,
+               name_of(collective), " has no plan over a grid");
+  Plan plan = collective == Collective::all_reduce ? two_level_all_reduce(layout, "direct")
+                                                   : two_level_reduce_scatter(layout);
+  plan.algorithm = kGrid;
+  return plan;
+}
+
 }  // namespace pycomm

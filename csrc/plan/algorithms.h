@@ -25,12 +25,18 @@ Plan make_plan(Collective collective, std::string_view algorithm, int world_size
 PlanSet make_plans(Collective collective, std::string_view algorithm, int world_size, int root = 0);
 
 // Two levels: within hosts, then between them (plan/hierarchy.h). `hosts[i]` lists the ranks of
-// host i. all_reduce is direct within a host, and between hosts `inter`, an all_reduce algorithm;
-// "ring" where it is not named.
+// host i. all_reduce is direct within a host, and between hosts `inter`, an all_reduce algorithm or
+// kGrid; "ring" where it is not named.
 bool has_hierarchical_plan(Collective collective);
 Plan make_hierarchical_plan(const std::vector<std::vector<int>>& hosts, std::string_view inter,
                             int rank);
 Plan make_hierarchical_plan(Collective collective, const std::vector<std::vector<int>>& hosts,
                             int rank, int root = 0);
+
+// Two levels in a group without hosts, for all_reduce and reduce_scatter: direct along the rows and
+// the columns of a grid. Partial sums are rounded once more than by "direct", on a narrow wire, and
+// a rank has some 2 sqrt(p) partners in place of p - 1.
+inline constexpr const char* kGrid = "grid";
+Plan make_grid_plan(Collective collective, int world_size, int rank);
 
 }  // namespace pycomm

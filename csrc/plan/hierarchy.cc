@@ -22,6 +22,8 @@ std::vector<int> numbers(int first, int count) {
 
 // The `inter` all_reduce among the `local`-th ranks of all hosts.
 Plan make_inter_plan(const HostLayout& layout, std::string_view inter) {
+  if (inter == kGrid)
+    return make_grid_plan(Collective::all_reduce, layout.host_count(), layout.host);
   return make_plan(Collective::all_reduce, inter, layout.host_count(), layout.host);
 }
 

@@ -37,4 +37,17 @@ HostLayout make_host_layout(Hosts hosts, int rank) {
   return layout;
 }
 
+Hosts rows_of_grid(int world_size) {
+  int width = 1;
+  for (int divisor = 2; divisor * divisor <= world_size; ++divisor) {
+    if (world_size % divisor == 0) width = divisor;
+  }
+  if (width == 1) width = world_size;
+  Hosts rows(static_cast<size_t>(world_size / width));
+  for (int rank = 0; rank < world_size; ++rank) {
+    rows[static_cast<size_t>(rank / width)].push_back(rank);
+  }
+  return rows;
+}
+
 }  // namespace pycomm

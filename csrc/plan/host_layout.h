@@ -24,6 +24,11 @@ struct HostLayout {
 // Throws UsageError when `hosts` does not list every rank exactly once, or has no `rank`.
 HostLayout make_host_layout(Hosts hosts, int rank);
 
+// Rows of a grid that holds ranks 0..world_size-1 line by line, as wide as the largest divisor of
+// world_size up to its square root: hosts for a two-level plan of a group that has none. A prime
+// number of ranks is one row.
+Hosts rows_of_grid(int world_size);
+
 // Where `rank` stands in `ranks`; -1 when it does not.
 int place_in(const std::vector<int>& ranks, int rank);
 

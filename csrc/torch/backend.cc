@@ -41,6 +41,7 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   PYCOMM_USAGE(rank >= 0 && rank < world_size, "init_process_group: got rank ", rank,
                ", expected 0 to ", world_size - 1);
   best_cpu_level();  // a wrong PYCOMM_CPU is said here, not at the first reduction
+  check_wire(options_->engine.wire, options_->engine.algorithms);
   std::unique_ptr<Mesh> mesh;
   if (world_size == 1) {
     mesh = std::make_unique<Mesh>();

@@ -71,6 +71,8 @@ void bind_options(py::module_& m) {
            [](BackendOptions& o, const std::string& v) {
              o.engine.algorithms = parse_algorithms(v);
            })
+      .def("set_wire",
+           [](BackendOptions& o, const std::string& v) { o.engine.wire = parse_wire(v); })
       .def_property(
           "check_plans", [](const BackendOptions& o) { return o.engine.check_plans; },
           [](BackendOptions& o, bool v) { o.engine.check_plans = v; })

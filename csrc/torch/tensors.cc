@@ -165,6 +165,7 @@ void OperationBuilder::set_op(const c10d::ReduceOp& op, const at::Tensor& exampl
   if (wanted == ReduceOp::premul_sum) {
     factor_ = premul_factor(op);
     operation_->op = ReduceOp::sum;
+    operation_->wire = Wire::fp32;  // narrow formats are for what the caller calls a sum
   }
 }
 

@@ -118,6 +118,26 @@ TEST("two levels are proved for hosts of different size, and ranks dealt in any 
   prove_hierarchical({{6, 1, 3}, {0}, {5, 2, 4, 7}});
 }
 
+TEST("a grid is proved at every world size, and between hosts") {
+  for (const auto collective : {Collective::all_reduce, Collective::reduce_scatter}) {
+    for (int p = 1; p <= kWorldSizeMax; ++p) {
+      PlanSet plans;
+      for (int r = 0; r < p; ++r) plans.push_back(make_grid_plan(collective, p, r));
+      const auto error = pycomm::check(plans);
+      CHECK(error.empty(), name_of(collective), " on ", p, " ranks: ", error);
+    }
+  }
+  for (const int per_host : {1, 2}) {
+    PlanSet plans;
+    const auto hosts = consecutive(std::vector<int>(12, per_host));
+    for (int r = 0; r < 12 * per_host; ++r) {
+      plans.push_back(make_hierarchical_plan(hosts, kGrid, r));
+    }
+    const auto error = pycomm::check(plans);
+    CHECK(error.empty(), error);
+  }
+}
+
 TEST("adding into a chunk that is still to be sent is a deadlock") {
   auto plans = builders(Collective::all_reduce, 2, 1);
   for (int r = 0; r < 2; ++r) {

@@ -18,6 +18,7 @@ from pycomm.options import VARIABLES, Options
 GOOD: dict[str, tuple[str, Any]] = {
     "PYCOMM_TRANSPORT": ("tcp,shm", "tcp,shm"),
     "PYCOMM_ALGO": ("all_reduce=ring", "all_reduce=ring"),
+    "PYCOMM_WIRE": ("fp16s", "fp16s"),
     "PYCOMM_DETECT_TIMEOUT": ("0.5", 0.5),
     "PYCOMM_CONNECT_TIMEOUT": ("20", 20.0),
     "PYCOMM_SOCKET_IFNAME": ("lo", "lo"),
@@ -33,6 +34,8 @@ BAD = [
     ("PYCOMM_TRANSPORT", "infiniband", "expected auto, or a comma-separated list of shm, tcp"),
     ("PYCOMM_TRANSPORT", "", "expected auto, or a comma-separated list of shm, tcp"),
     ("PYCOMM_TRANSPORT", "shm,", "expected auto, or a comma-separated list of shm, tcp"),
+    ("PYCOMM_WIRE", "fp16", "expected one of fp32, bf16, fp16s, int8, auto"),
+    ("PYCOMM_WIRE", "int4", "expected one of fp32, bf16, fp16s, int8, auto"),
     ("PYCOMM_DETECT_TIMEOUT", "soon", "expected a number of seconds, 0 or more, such as 3 or 0.5"),
     ("PYCOMM_DETECT_TIMEOUT", "-1", "expected a number of seconds, 0 or more"),
     ("PYCOMM_DETECT_TIMEOUT", "nan", "expected a number of seconds, 0 or more"),
@@ -94,6 +97,7 @@ def test_a_field_wins_over_its_variable(name: str) -> None:
     field = VARIABLES[name][0]
     other = {"PYCOMM_SEGMENT_BYTES": 4096, "PYCOMM_TCP_CONNECTIONS": 3, "PYCOMM_CHECK_PLANS": False}
     other["PYCOMM_PORT_RANGE"] = "5000-5001"
+    other["PYCOMM_WIRE"] = "int8"
     value = other.get(name, 7.0 if name.endswith("TIMEOUT") else "shm")
     became = (5000, 5001) if name == "PYCOMM_PORT_RANGE" else value
     assert Options(**{field: value}).resolved({name: GOOD[name][0]}) == {field: became}
