@@ -174,6 +174,7 @@ void Engine::submit(const OperationPtr& operation) {
 }
 
 void Engine::wait(const Operation& operation, std::chrono::nanoseconds timeout) {
+  if (!operation.finished()) refuse_fork(operation);
   if (timeout.count() <= 0) assist(operation);
   const auto until = timeout.count() > 0 ? Deadline::after(timeout) : Deadline::never();
   if (!operation.wait_finished(until)) {
@@ -309,7 +310,7 @@ Failure Engine::timed_out(const Operation& operation, const std::vector<int>& aw
 Failure Engine::explain(Failure found) {
   if (found.kind != FailureKind::peer_failure || found.ranks.size() != 1) return found;
   const int peer = found.ranks.front();
-  liveness_.catch_up();
+  (void)liveness_.catch_up();
   const auto patience = Deadline::after(kEchoPatience);
   while (!failed_.load(std::memory_order_acquire) && !patience.expired()) {
     if (const auto departure = liveness_.departure(peer)) return has_left(peer, *departure);

@@ -59,6 +59,10 @@ class Engine {
   // Runs the queue up to `operation` on this thread, as far as nobody else does already: one who
   // waits for what he has just submitted need not wait for another thread to wake.
   void assist(const Operation& operation);
+  // Throws UsageError in a child that was forked from the process that made the group. Takes no
+  // lock: the parent's threads, which are not there, may have held any of them.
+  void refuse_fork(const Operation& operation) const;
+  bool forked() const { return fork_guard_.forked(); }
   // Waits for a submitted operation. `timeout` zero: as long as the operation itself may take.
   void wait(const Operation& operation, std::chrono::nanoseconds timeout);
 
@@ -91,7 +95,6 @@ class Engine {
  private:
   using OperationPtr = std::shared_ptr<Operation>;
 
-  void refuse_fork(const Operation& operation) const;
   void admit(Operation& operation);
   void settle();
   Failure overdue_gate();

@@ -30,13 +30,14 @@ void Liveness::stop() {
   ::eventfd_write(wake_event_.get(), 1);
 }
 
-void Liveness::catch_up() {
+bool Liveness::catch_up() {
   const uint64_t mine = asked_.fetch_add(1) + 1;
   ::eventfd_write(wake_event_.get(), 1);
   const auto patience = Deadline::after(kWatcherPatience);
   while (caught_up_ < mine && !stopping_ && !patience.expired()) {
     std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
+  return caught_up_ >= mine;
 }
 
 Notice Liveness::make_notice(NoticeType type) const {
@@ -74,6 +75,8 @@ void Liveness::watch() {
       if (process_ended && !state.closed) on_end(peer);
     }
     caught_up_ = asked;
+    // Who asked since has rung a bell that may be silent again.
+    if (asked_ != asked) ::eventfd_write(wake_event_.get(), 1);
   }
 }
 

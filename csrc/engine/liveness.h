@@ -35,9 +35,9 @@ class Liveness {
 
   void watch();  // returns after stop()
   void stop();
-  // Returns when the watcher has read all that had arrived by now, kWatcherPatience at most. Not
-  // for the watcher.
-  void catch_up();
+  // Returns when the watcher has read all that had arrived by now; false when it did not get a core
+  // within kWatcherPatience, or is stopped. Not for the watcher.
+  bool catch_up();
 
   // One wait, from its first look on.
   struct Vigil {

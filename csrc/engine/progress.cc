@@ -15,18 +15,21 @@ void Engine::settle() {
 }
 
 void Engine::skip() {
+  if (forked()) return;  // a child's calls have no place among its parent's
   const std::lock_guard lock(queue_mutex_);
   queue_.add_refused(callback_order_->here());
   settle();
 }
 
 GatePtr Engine::hold_back() {
+  if (forked()) return nullptr;
   const std::lock_guard lock(queue_mutex_);
   queued_ = true;
   return queue_.add_gate(callback_order_->here());
 }
 
 void Engine::give_way(const GatePtr& gate, const Operation& operation) {
+  if (forked()) return;
   {
     const std::lock_guard lock(queue_mutex_);
     queue_.give_way(gate, operation);
@@ -252,15 +255,16 @@ void Engine::drain(std::chrono::nanoseconds patience) {
 }
 
 void Engine::shutdown(const std::string& reason, bool drain_first) {
-  const std::lock_guard only_one(shutdown_mutex_);
-  if (closed_) return;
-  closed_ = true;
-  // In a forked child the threads do not exist and the sockets are the parent's to speak on.
-  if (fork_guard_.forked()) {
+  // In a forked child the threads do not exist, the sockets are the parent's to speak on, and its
+  // threads may hold the lock.
+  if (forked()) {
     (void)progress_thread_.release();
     (void)watcher_thread_.release();
     return;
   }
+  const std::lock_guard only_one(shutdown_mutex_);
+  if (closed_) return;
+  closed_ = true;
   if (drain_first) drain(options_.detect_timeout);
   callback_order_->detach();
   fail({FailureKind::aborted, "the group is closed (" + reason + "); make a new one", {}}, true);

@@ -57,6 +57,38 @@ TEST("a forked child that waits for its parent's operation is refused, and runs 
   });
 }
 
+TEST("forked children end whatever locks their parent's threads held") {
+  with_group({"shm"}, 2, [](auto& engine, int rank) {
+    std::atomic<bool> over{false};
+    std::vector<std::thread> busy;
+    for (int k = 0; rank == 0 && k < 2; ++k) {
+      busy.emplace_back([&] {
+        while (!over) {
+          engine->hold_back()->open = true;
+          engine->skip();
+        }
+      });
+    }
+    std::string wrong;
+    for (int k = 0; rank == 0 && k < 40 && wrong.empty(); ++k) {
+      const pid_t child = ::fork();
+      if (child == 0) {
+        ::alarm(20);
+        engine->skip();
+        const bool held = engine->hold_back() != nullptr;
+        engine->shutdown("the child's", true);
+        ::_exit(held ? 1 : 0);
+      }
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) wrong = str("status ", status);
+    }
+    over = true;
+    for (auto& one : busy) one.join();
+    CHECK(wrong.empty(), "child: ", wrong);
+  });
+}
+
 TEST("a shutdown fails what is pending, and the others hear who has left") {
   for (const auto& transport : kTransports) {
     std::atomic<bool> left{false};
