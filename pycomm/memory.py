@@ -7,6 +7,7 @@ that means for fork, for memory accounting and for tensors that outlive a group.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     import torch
 
 _installed = False
+_OVERRIDDEN = (
+    "pycomm's arena serves no tensors: torch has an allocator of CPU memory that was installed "
+    "with a higher priority, and keeps it; ask for arena memory with Backend.allocate_tensor, or "
+    "run without that allocator"
+)
 
 
 class _Arena(ContextDecorator):
@@ -22,7 +28,8 @@ class _Arena(ContextDecorator):
     def __enter__(self) -> None:
         from pycomm.native import load
 
-        load().arena_install()
+        if not load().arena_install():
+            warnings.warn(_OVERRIDDEN, RuntimeWarning, stacklevel=2)
 
     def __exit__(self, *_: object) -> None:
         from pycomm.native import load

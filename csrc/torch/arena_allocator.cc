@@ -107,13 +107,20 @@ at::Tensor arena_tensor(int64_t count, const at::TensorOptions& options) {
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 }
 
-void install_arena() {
+bool in_arena(const at::Tensor& tensor) {
+  const auto& memory = tensor.storage().data_ptr();
+  return memory.get_deleter() == &release && Arena::of_process().holds(memory.get(), 1);
+}
+
+bool install_arena() {
   auto& installation = Installation::get();
   const std::lock_guard lock(installation.mutex);
-  if (installation.count++ > 0) return;
-  ordinary();
-  installation.before = c10::GetCPUAllocator();
-  c10::SetCPUAllocator(&for_large_sizes());
+  if (installation.count++ == 0) {
+    ordinary();
+    installation.before = c10::GetCPUAllocator();
+    c10::SetCPUAllocator(&for_large_sizes());
+  }
+  return c10::GetCPUAllocator() == &for_large_sizes();
 }
 
 void uninstall_arena() {

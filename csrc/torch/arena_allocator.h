@@ -19,10 +19,13 @@ namespace pycomm {
 std::shared_ptr<c10::Allocator> arena_allocator();
 // An uninitialised tensor of `count` elements from it.
 at::Tensor arena_tensor(int64_t count, const at::TensorOptions& options);
+// Whether its memory came from there and still is.
+bool in_arena(const at::Tensor& tensor);
 
 // Counts its calls; the last uninstall puts back what the first install found, unless somebody has
-// replaced it since.
-void install_arena();
+// replaced it since. False when torch keeps another allocator, which was given a higher priority
+// (c10::SetCPUAllocator): tensors stay in its memory then.
+bool install_arena();
 void uninstall_arena();
 
 void bind_arena(pybind11::module_& m);

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "kernels/reduce.h"
+#include "torch/arena_allocator.h"
 
 namespace pycomm {
 namespace {
@@ -184,8 +185,11 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
                "each; call clone() or contiguous() on an expanded tensor first");
   if (!plain || keep) {
     const auto bare = tensor.detach();
-    memory =
-        at::empty(tensor.sizes(), tensor.options().memory_format(at::MemoryFormat::Contiguous));
+    // What peers can reach stays within their reach.
+    memory = in_arena(tensor)
+                 ? arena_tensor(tensor.numel(), tensor.options()).view(tensor.sizes())
+                 : at::empty(tensor.sizes(),
+                             tensor.options().memory_format(at::MemoryFormat::Contiguous));
     if (reads) pack_.push_back({bare, memory});
     if (writes) unpack_.push_back({bare, memory});
   }

@@ -124,7 +124,20 @@ void Work::get_on(bool patient) {
   if (patient) engine->assist(*operations_.back());
 }
 
+// In a forked child: whether this work had ended by then; throws where it failed or had not.
+// Without a lock, since a thread of the parent may have held it.
+bool Work::ended_before_fork() const {
+  const auto engine = engine_.lock();
+  if (!engine || !engine->forked()) return false;
+  for (const auto& operation : operations_) {
+    if (!operation->finished()) engine->refuse_fork(*operation);
+    if (operation->failure) raise(*operation, operation->failure, rank_, world_size_);
+  }
+  return true;
+}
+
 bool Work::wait(std::chrono::milliseconds timeout) {
+  if (ended_before_fork()) return true;
   const bool patient = timeout == kNoTimeout || timeout.count() < 0;
   if (!operations_.back()->finished()) get_on(patient);
   std::unique_lock lock(mutex_);
@@ -153,6 +166,12 @@ int Work::sourceRank() const { return operations_.front()->source; }
 // Messages get none either: what comes later may be what makes the peer send.
 c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
   const bool from_python = Py_IsInitialized() && PyGILState_Check();
+  if (ended_before_fork()) {
+    const auto ended =
+        c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+    ended->markCompleted(c10::IValue(outputs_));
+    return ended;
+  }
   std::unique_lock lock(mutex_);
   if (!completed_ && !gate_ && from_python && !c10d::isP2POp(opType_)) {
     if (const auto engine = engine_.lock()) gate_ = engine->hold_back();

@@ -49,6 +49,7 @@ class Work final : public c10d::Work {
 
  private:
   void get_on(bool patient);
+  bool ended_before_fork() const;
   void on_operation_finished(const Operation& operation);
 
   void complete(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;

@@ -23,6 +23,8 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 SETTLE_S = 1.0  # after a first failure, the time in which its cause may show on another rank
+START_S = 60.0  # interpreters import torch first, which a busy machine makes last
+END_S = 5.0  # a rank that is through exits by itself within that time, or is ended
 CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -61,6 +63,7 @@ class _Watched:
     step: str = "start-up"
     error: str | None = None
     finished: bool = False
+    heard: bool = False  # it has said something, so it has started
 
 
 def run_ranks(
@@ -79,7 +82,8 @@ def run_ranks(
         world: number of ranks.
         entry: a function at module level, importable by a fresh interpreter.
         arguments: passed to ``entry``; picklable.
-        timeout_s: seconds without a step or a value from any rank after which the run is given up.
+        timeout_s: seconds without a step or a value from any rank after which the run is given up;
+            START_S at least as long as a rank has not started.
         pin: bind rank i to core i modulo the number of cores.
         environments: for each rank, variables that it shall have besides this process's own.
         preload: modules that a server imports once, from which all ranks are forked: quick to start
@@ -113,7 +117,10 @@ def run_ranks(
             if not watched.finished:
                 watched.process.kill()
         for watched in ranks:
-            watched.process.join(timeout=5)
+            watched.process.join(timeout=END_S)
+            if watched.process.is_alive():
+                watched.process.kill()
+                watched.process.join()
             watched.connection.close()
 
 
@@ -145,17 +152,22 @@ def _main(
 
 def _watch(ranks: list[_Watched], timeout_s: float) -> Iterator[Any]:
     """Yields emitted values until all ranks have finished; raises on the first failure."""
-    deadline = time.monotonic() + timeout_s
+
+    def patience_s() -> float:
+        started = all(watched.heard or watched.finished for watched in ranks)
+        return timeout_s if started else max(timeout_s, START_S)
+
+    deadline = time.monotonic() + patience_s()
     while not all(watched.finished for watched in ranks):
         open_ranks = [watched for watched in ranks if not watched.finished]
         ready = wait([w.connection for w in open_ranks], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise RankError(_silence(ranks, timeout_s))
+            raise RankError(_silence(ranks, patience_s()))
         for watched in open_ranks:
             if watched.connection not in ready:
                 continue
             for kind, value in _receive(watched):
-                deadline = time.monotonic() + timeout_s
+                deadline = time.monotonic() + patience_s()
                 if kind == "value":
                     yield value
         if any(watched.error for watched in ranks):
@@ -167,10 +179,11 @@ def _receive(watched: _Watched) -> list[tuple[str, Any]]:
     try:
         kind, value = watched.connection.recv()
     except (EOFError, OSError):
-        watched.process.join(timeout=5)
+        watched.process.join(timeout=END_S)
         watched.error = _exit_text(watched.process.exitcode)
         watched.finished = True
         return []
+    watched.heard = True
     if kind == "step":
         watched.step = value
     elif kind == "error":

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -58,6 +60,50 @@ def communicate(me: Rank) -> None:
 
 def test_collectives_work_on_them() -> None:
     run_threads(communicate, 3)
+
+
+def packed(me: Rank) -> None:
+    for held in (True, False):
+        x = torch.ones(100_000)
+        if held:
+            x = me.backend.allocate_tensor(100_000, dtype=torch.float32, device=CPU).fill_(1)
+        before = memory.statistics()
+        me.backend.allreduce([x.view(250, 400).t()]).wait()
+        after = memory.statistics()
+        assert after["blocks"] - before["blocks"] == held
+        assert after["used_bytes"] == before["used_bytes"] and (x == 1).all()
+
+
+def test_the_packed_copy_of_one_that_is_not_contiguous_lies_there_too() -> None:
+    run_threads(packed, 1)
+
+
+OVERRIDDEN = """
+import ctypes, warnings, torch
+from pathlib import Path
+c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+current = c10._ZN3c1015GetCPUAllocatorEv
+current.restype = ctypes.c_void_p
+c10._ZN3c1015SetCPUAllocatorEPNS_9AllocatorEh(ctypes.c_void_p(current()), ctypes.c_ubyte(5))
+import pycomm
+from pycomm import memory
+warnings.simplefilter("error")
+try:
+    with pycomm.arena():
+        raise SystemExit("no warning")
+except RuntimeWarning as warning:
+    assert "with a higher priority" in str(warning), warning
+warnings.simplefilter("ignore")
+with pycomm.arena():
+    assert not memory.holds(torch.ones(1 << 16))
+"""
+
+
+def test_an_allocator_of_higher_priority_is_spoken_of() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OVERRIDDEN], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def threads(me: Rank) -> None:
