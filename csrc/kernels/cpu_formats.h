@@ -3,7 +3,7 @@
 //
 // A format's Unit is what one load fills: one vector, two (16-bit floats widen to two float32
 // vectors) or, in the scalar build, one element. The includer defines PYCOMM_VECTOR_BYTES (0 =
-// scalar); only this file knows intrinsics. store() makes NaN canonical and does the one rounding.
+// scalar). store() makes NaN canonical and does the one rounding.
 // In an unnamed namespace for the reason given in small_floats.h. No state, any thread.
 #pragma once
 

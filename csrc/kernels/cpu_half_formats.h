@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// float16 and bfloat16 in registers: the only CPU file with intrinsics.
+// float16 and bfloat16 in registers, by intrinsics.
 //
 // These two carry most mixed-precision training, so their conversions set the speed of a reduction
 // that stays in cache. Both widen one load to two float32 vectors (a Pair). Included by cpu_table.h

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/cpu_formats.h"
+#include "kernels/cpu_rest.h"
 #include "kernels/reduce.h"
 
 namespace pycomm {
@@ -67,17 +68,17 @@ PYCOMM_KERNEL_INLINE void reduce_block(const Targets<Copies>& targets, const cha
 template <class Format, class Op, int Copies, class Finish>
 inline void reduce_rest(const Targets<Copies>& targets, const char* const* sources,
                         int source_count, size_t at, size_t bytes, const Finish& finish) {
-  char unit[size_t{Format::kElements} * Format::kElementBytes] = {};
-  __builtin_memcpy(unit, sources[0] + at, bytes);
+  char unit[size_t{Format::kElements} * Format::kElementBytes];
+  load_rest(unit, sources[0] + at, bytes);
   auto a = Format::load(unit);
   for (int s = 1; s < source_count; ++s) {
-    __builtin_memcpy(unit, sources[s] + at, bytes);
+    load_rest(unit, sources[s] + at, bytes);
     a = combine<Op>(a, Format::load(unit));
   }
   Format::store(unit, each(finish, a));
-  __builtin_memcpy(targets.first + at, unit, bytes);
+  store_rest(targets.first + at, unit, bytes);
   for (int c = 0; c < targets.count(); ++c) {
-    __builtin_memcpy(targets.copy(c) + at, unit, bytes);
+    store_rest(targets.copy(c) + at, unit, bytes);
   }
 }
 

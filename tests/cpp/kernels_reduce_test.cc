@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Every operation on every dtype at every CPU level against the reference, bit for bit.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -204,4 +207,31 @@ TEST("a task that has no meaning is refused") {
     }
     CHECK(refused, name_of(task.op));
   }
+}
+
+TEST("nothing beside a range is touched, also where it ends at a page that cannot be") {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const auto map = [&] {
+    void* const at =
+        ::mmap(nullptr, 3 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(at != MAP_FAILED);
+    auto* const middle = static_cast<char*>(at) + page;
+    CHECK(::mprotect(at, page, PROT_NONE) == 0 && ::mprotect(middle + page, page, PROT_NONE) == 0);
+    return middle;
+  };
+  char* const memory[3] = {map(), map(), map()};
+  for (const DType dtype : {DType::uint8, DType::float16, DType::float32, DType::complex128}) {
+    for (size_t count = 1; count * size_of(dtype) <= 160; ++count) {
+      for (const bool at_end : {false, true}) {
+        const size_t from = at_end ? page - count * size_of(dtype) : 0;
+        const void* sources[] = {memory[0] + from, memory[1] + from};
+        void* copies[] = {memory[1] + from};
+        ReduceTask task{ReduceOp::sum, dtype, memory[2] + from, sources, 2, count, 1};
+        task.copies = copies;
+        task.copy_count = 1;
+        for (const CpuLevel level : levels()) reduce_at(level, task);  // or this process ends
+      }
+    }
+  }
+  for (char* const middle : memory) ::munmap(middle - page, 3 * page);
 }
