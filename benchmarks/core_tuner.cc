@@ -127,18 +127,18 @@ class Comparison {
     contenders_.push_back(std::move(one));
   }
 
-  std::vector<Region> regions(size_t bytes, std::byte* memory) const {
+  Regions regions(size_t bytes, std::byte* memory) const {
     const size_t count = bytes / size_of(dtype_);
     if (!moves_blocks(collective_)) return {{memory, count}};
     const auto p = static_cast<size_t>(world_size_);
-    std::vector<Region> blocks;
+    Regions blocks;
     for (size_t i = 0; i < (collective_ == Collective::all_to_all ? 2 * p : p + 1); ++i) {
       blocks.push_back({memory + i * bytes, count});
     }
     return blocks;
   }
 
-  double once(Engine& engine, const std::vector<Region>& work, int calls) {
+  double once(Engine& engine, const Regions& work, int calls) {
     double us = median_us(rank_, world_size_, meeting_, 1, calls, [&] {
       auto operation = std::make_shared<Operation>();
       operation->collective = collective_;

@@ -84,10 +84,10 @@ struct Shape {
   size_t total() const { return output_at() + bytes + kPageBytes; }
 };
 
-std::vector<Region> regions_of(const Shape& shape, std::byte* memory) {
+Regions regions_of(const Shape& shape, std::byte* memory) {
   const size_t block = shape.block(), count = block / sizeof(float);
   std::byte* const out = memory + shape.output_at();
-  std::vector<Region> regions;
+  Regions regions;
   const auto add = [&](std::byte* from, int blocks) {
     for (int i = 0; i < blocks; ++i)
       regions.push_back({from + static_cast<size_t>(i) * block, count});

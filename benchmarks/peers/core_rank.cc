@@ -29,7 +29,7 @@ class CoreContender final : public peers::Contender {
   }
 
   std::string prepare(const peers::Cell& cell, std::byte* in, std::byte* out) override {
-    work_.clear();
+    work_ = {};
     if (!find(cell)) return "no such collective or dtype";
     const auto add = [&](std::byte* data, size_t count) { work_.push_back({data, count}); };
     const auto add_blocks = [&](std::byte* data) {
@@ -62,7 +62,7 @@ class CoreContender final : public peers::Contender {
 
  private:
   // Every call makes its operation anew, as a caller does.
-  void run(Collective collective, DType dtype, const std::vector<Region>& work) {
+  void run(Collective collective, DType dtype, const Regions& work) {
     auto operation = std::make_shared<Operation>();
     operation->collective = collective;
     operation->dtype = dtype;
@@ -89,7 +89,7 @@ class CoreContender final : public peers::Contender {
   bool arena_;
   Collective collective_ = Collective::barrier;
   DType dtype_ = DType::float32;
-  std::vector<Region> work_;
+  Regions work_;
 };
 
 }  // namespace

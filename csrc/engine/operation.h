@@ -12,20 +12,14 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <vector>
 
 #include "base/deadline.h"
 #include "base/dtype.h"
 #include "base/error.h"
 #include "base/wire.h"
+#include "engine/regions.h"
 
 namespace pycomm {
-
-// One chunk's memory, or the whole tensor's.
-struct Region {
-  std::byte* data = nullptr;
-  size_t count = 0;  // elements
-};
 
 inline constexpr int kAnySource = -1;
 inline constexpr size_t kNotRecorded = SIZE_MAX;
@@ -40,7 +34,7 @@ struct Operation {
   std::optional<Wire> wire;
   // all_reduce, broadcast, reduce, send, recv: one region, the tensor. The others: one region for
   // each chunk of `work` as plan.h lists them; regions this rank does not have are empty.
-  std::vector<Region> work;
+  Regions work;
   std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max();
   // Run by the executing thread right before the first and right after the last step, for example
   // to pack a tensor that is not contiguous. May be empty.

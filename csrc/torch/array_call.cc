@@ -89,9 +89,7 @@ void ArrayCall::add_split(const Array& array, int parts, bool reads, bool writes
   }
 }
 
-void ArrayCall::add_empty(int count) {
-  operation->work.resize(operation->work.size() + static_cast<size_t>(count));
-}
+void ArrayCall::add_empty(int count) { operation->work.add_empty(static_cast<size_t>(count)); }
 
 void ArrayCall::add_whole(bool reads, bool writes) {
   if (!output.given()) return add(input, reads, writes);

@@ -244,7 +244,7 @@ void OperationBuilder::add_split(const at::Tensor& tensor, const std::vector<int
 }
 
 void OperationBuilder::add_empty(int count) {
-  operation_->work.resize(operation_->work.size() + static_cast<size_t>(count));
+  operation_->work.add_empty(static_cast<size_t>(count));
 }
 
 std::shared_ptr<Operation> OperationBuilder::take(int rank) {

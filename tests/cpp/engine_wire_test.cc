@@ -100,7 +100,7 @@ TEST("reduce_scatter adds up narrowed contributions and does not narrow the sum"
           auto operation = operation_on(outputs.back(), op);
           const Region output = operation->work[0];
           operation->collective = Collective::reduce_scatter;
-          operation->work.clear();
+          operation->work = {};
           for (size_t q = 0; q < inputs.size(); ++q) {
             auto* const data = reinterpret_cast<std::byte*>(inputs[rank].data() + begins[q]);
             operation->work.push_back({data, begins[q + 1] - begins[q]});
