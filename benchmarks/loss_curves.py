@@ -2,6 +2,7 @@
 """Trains the example's GPT with gradients in each format, and compares what it has learnt.
 
     python benchmarks/loss_curves.py --json curves.json --plot curves.png
+    python benchmarks/loss_curves.py --json curves.json --formats "int8,int4 without"   # these anew
 
 Two ranks, DDP on pycomm. The first four runs set nothing but PYCOMM_WIRE, the others use the hooks
 of pycomm.compression. Weights, text and order are the same in all runs. Not a timing. Exit code:
@@ -135,7 +136,6 @@ def curve_of(context: Context, form: Format, job: Job) -> Row:
     for parameter in model.parameters():
         sums.update(parameter.detach().numpy().tobytes())
     return {
-        "format": form.name,
         "losses": losses,
         "val_losses": val_losses,
         "digest": sums.hexdigest()[:16],
@@ -189,29 +189,42 @@ def verdict(rows: Sequence[Row], world: int) -> list[str]:
     wrong = []
     for row in rows:
         if len(set(row["digests"])) != 1 or len(row["digests"]) != world:
-            wrong.append(f"{row['format']}: ranks ended with different parameters")
+            wrong.append(f"{row['name']}: ranks ended with different parameters")
     digests = [row["digests"][0] for row in rows]
     if len(set(digests)) != len(digests):
         wrong.append("two formats ended with the same parameters: one had no effect")
     for row in rows:
         if row["wire"] != "fp32" and not abs(row["of_fp32"] - 1) <= TOLERANCE:
-            wrong.append(f"{row['format']}: validation loss {row['of_fp32']:.4f} times fp32's")
+            wrong.append(f"{row['name']}: validation loss {row['of_fp32']:.4f} times fp32's")
     return wrong
 
 
-def rows_of(told: Sequence[Row], formats: Sequence[Format]) -> list[Row]:
-    """One row for each format."""
-    rows = []
-    for form in formats:
-        mine = [one for one in told if one["format"] == form.name]
-        (first,) = (one for one in mine if one["rank"] == 0)
-        row = {**asdict(form), **{k: v for k, v in first.items() if k not in ("rank", "digest")}}
-        row["digests"] = [one["digest"] for one in mine]
-        row["losses"] = [round(loss, 4) for loss in first["losses"]]
-        row["val_loss"] = first["val_losses"][-1][1]
-        row["of_fp32"] = row["val_loss"] / (rows[0] if rows else row)["val_loss"]
-        rows.append(row)
-    return rows
+def row_of(told: Sequence[Row], form: Format) -> Row:
+    """What one format's ranks have told, as one row."""
+    (first,) = (one for one in told if one["rank"] == 0)
+    row = {**asdict(form), **{k: v for k, v in first.items() if k not in ("rank", "digest")}}
+    row["digests"] = [one["digest"] for one in told]
+    row["losses"] = [round(loss, 4) for loss in first["losses"]]
+    row["val_loss"] = first["val_losses"][-1][1]
+    return row
+
+
+def stored_rows(path: Path | None, job: Job, world: int) -> dict[str, Row]:
+    """Rows of an earlier run of the same job, by format."""
+    if path is None or not path.exists():
+        return {}
+    stored = json.loads(path.read_text())
+    if (stored["job"], stored["world"]) != (asdict(job), world):
+        raise SystemExit(f"{path} holds another job; remove it or name another file")
+    return {row["name"]: row for row in stored["rows"]}
+
+
+def in_order(rows: dict[str, Row]) -> list[Row]:
+    """All rows as FORMATS has them, each with its loss relative to fp32's."""
+    ordered = [rows[form.name] for form in FORMATS if form.name in rows]
+    for row in ordered:
+        row["of_fp32"] = row["val_loss"] / ordered[0]["val_loss"]
+    return ordered
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -229,8 +242,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             sum(losses[max(0, i - SMOOTHED) : i + 1]) / len(losses[max(0, i - SMOOTHED) : i + 1])
             for i in range(len(losses))
         ]
-        left.plot(range(1, len(losses) + 1), smooth, label=row["format"], **style)
-        label = f"{row['format']}: {row['val_loss']:.4f}"
+        left.plot(range(1, len(losses) + 1), smooth, label=row["name"], **style)
+        label = f"{row['name']}: {row['val_loss']:.4f}"
         right.plot(*zip(*row["val_losses"], strict=True), label=label, **style)
     left.set(xlabel="step", ylabel=f"training loss, mean of {SMOOTHED} steps (nats per byte)")
     right.set(xlabel="step", ylabel="validation loss (nats per byte)")
@@ -257,33 +270,36 @@ def main() -> int:
     job = Job(steps=given.steps, seed=given.seed)
     names = given.formats.split(",") if given.formats else [form.name for form in FORMATS]
     formats = [form for form in FORMATS if form.name in names]
-    machine, told = describe(), []
+    rows = stored_rows(given.json, job, given.world)
+    if "fp32" not in rows and formats[0].name != "fp32":
+        raise SystemExit("fp32 is what the others are compared with: name it first")
     for form in formats:
-        environment = {"PYCOMM_WIRE": form.wire}
+        machine, environment = describe(), {"PYCOMM_WIRE": form.wire}
         try:
-            told += run_ranks(
+            told = run_ranks(
                 given.world,
                 rank_main,
                 (form, job, given.world),
                 timeout_s=300,
                 environments=[environment] * given.world,
             )
+            row = row_of(list(told), form)
         except RankError as error:
             print(f"loss_curves: {error}", file=sys.stderr)
             return EXIT_RANK
-        row = rows_of(told, formats[: formats.index(form) + 1])[-1]
+        rows[form.name] = {**row, "machine": machine}
+        ordered = in_order(rows)
+        if given.json:
+            stored = {"world": given.world, "job": asdict(job), "rows": ordered}
+            given.json.write_text(json.dumps(stored) + "\n")
         print(
-            f"{row['format']:>26}  validation loss {row['val_loss']:.4f}, {row['of_fp32']:.4f} of "
-            f"fp32's  ({row['seconds']:.0f} s)",
+            f"{form.name:>26}  validation loss {row['val_loss']:.4f}, "
+            f"{rows[form.name]['of_fp32']:.4f} of fp32's  ({row['seconds']:.0f} s)",
             flush=True,
         )
-    rows = rows_of(told, formats)
-    if given.json:
-        stored = {"machine": machine, "world": given.world, "job": asdict(job), "rows": rows}
-        given.json.write_text(json.dumps(stored) + "\n")
     if given.plot:
-        draw(rows, given.plot)
-    wrong = verdict(rows, given.world)
+        draw(ordered, given.plot)
+    wrong = verdict(ordered, given.world)
     print("\n".join(wrong) or "all as they should be")
     return EXIT_LOSSES if wrong else 0
 

@@ -63,6 +63,7 @@ class ErrorFeedback(Encoded):
         self._scale = self._scale_now()
         self._residuals = Residuals([one.numel() for one in self.parameters])
         self._backward = -1  # the last one that was looked at
+        self._failed = False  # an exchange, since the last step
         optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
         self._check_optimizers(optimizers)
         self._attach(optimizers)
@@ -91,7 +92,7 @@ class ErrorFeedback(Encoded):
                 state._on_step(optimizer)
 
         def on_gradient(gradient: Tensor) -> None:
-            if (state := mine()) and state._residuals.staged:
+            if (state := mine()) and (state._residuals.staged or state._failed):
                 state._on_backward()
 
         handles = [one.register_step_post_hook(on_step) for one in optimizers]
@@ -108,7 +109,9 @@ class ErrorFeedback(Encoded):
     def _on_step(self, optimizer: Optimizer) -> None:
         """After step(), which fused optimizers leave out themselves if a GradScaler found Inf."""
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
+        if self._failed:
+            self.discard()
+        elif found_inf is not None and bool(found_inf):
             self._residuals.discard(self._indices_in(optimizer))
         else:
             self._residuals.commit(self._indices_in(optimizer))
@@ -124,8 +127,8 @@ class ErrorFeedback(Encoded):
             return
         self._backward = now
         staged = (self.parameters[index].grad for index in self._residuals.staged)
-        if not any(one is not None and bool(one.any()) for one in staged):
-            self._residuals.discard()
+        if self._failed or not any(one is not None and bool(one.any()) for one in staged):
+            self.discard()
 
     def discard(self) -> None:
         """Forgets what was staged since the last step. Local.
@@ -133,9 +136,11 @@ class ErrorFeedback(Encoded):
         Only needed where gradients that were reduced are neither used nor zeroed.
         """
         self._residuals.discard()
+        self._failed = False
 
     def _abort(self) -> None:
-        self._residuals.discard()
+        """The pass has failed: what its other buckets stage, now or later, is for nothing too."""
+        self._failed = True
 
     # ---- what the hook asks for
 
