@@ -52,8 +52,7 @@ class Executor {
     std::byte* data = nullptr;
     size_t bytes = 0;
     size_t count = 0;
-    size_t segment_bytes = 1;    // a multiple of the element's size
-    std::byte* image = nullptr;  // its encoding, where that is kept
+    size_t segment_bytes = 1;  // a multiple of the element's size
   };
   // How a send's chunk travels.
   enum class Passage : uint8_t {
@@ -97,7 +96,7 @@ class Executor {
   bool fold_encoded(const Instruction& one, uint32_t segment);
   void lay_out_images();
   size_t encoded_size(const Chunk& chunk, uint32_t segment) const;
-  std::byte* image_of(const Chunk& chunk, uint32_t segment) const;
+  std::byte* image_of(const Instruction& one, uint32_t segment);
   size_t segment_size(const Chunk& chunk, uint32_t segment) const;
   OpSignature signature_for(const Chunk& chunk) const;
   bool flush();
@@ -124,6 +123,7 @@ class Executor {
   std::vector<const void*> sources_;
   std::vector<void*> answers_;  // where peers wait for what a fold makes
   std::vector<std::byte> images_;
+  std::vector<size_t> image_at_;  // by chunk: where in images_ its encoding is kept
   // Of a fold of encoded operands, by operand: one of the two is null.
   std::vector<const std::byte*> encoded_;
   std::vector<const float*> plain_;

@@ -103,7 +103,7 @@ void Executor::lay_out_chunks() {
   const auto put = [&](int index, std::byte* data, size_t count) {
     const size_t bytes = count * element_bytes_;
     chunks_[static_cast<size_t>(index)] = {
-        data, bytes, count, segment_bytes_of(cut_, bytes, element_bytes_, encoded_together), {}};
+        data, bytes, count, segment_bytes_of(cut_, bytes, element_bytes_, encoded_together)};
   };
   sliced_ = false;
   if (moves_blocks(operation_->collective)) {
@@ -142,7 +142,7 @@ void Executor::lay_out_chunks() {
     const int like = plan.scratch_like[s];
     auto& chunk = chunks_[static_cast<size_t>(plan.work_chunks) + s];
     if (like == kToken) {
-      chunk = {nullptr, 0, signature_.count, cut_.segment_bytes, nullptr};
+      chunk = {nullptr, 0, signature_.count, cut_.segment_bytes};
       continue;
     }
     chunk = chunks_[static_cast<size_t>(like)];

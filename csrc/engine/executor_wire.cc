@@ -12,27 +12,22 @@ size_t Executor::encoded_size(const Chunk& chunk, uint32_t segment) const {
   return program_->links.codec->wire_bytes(segment_size(chunk, segment) / sizeof(float));
 }
 
-std::byte* Executor::image_of(const Chunk& chunk, uint32_t segment) const {
-  const size_t before = segment * chunk.segment_bytes / sizeof(float);
-  return chunk.image + program_->links.codec->wire_bytes(before);
+std::byte* Executor::image_of(const Instruction& one, uint32_t segment) {
+  const auto chunk = static_cast<size_t>(one.target);
+  const size_t before = segment * chunks_[chunk].segment_bytes / sizeof(float);
+  return images_.data() + image_at_[chunk] + program_->links.codec->wire_bytes(before);
 }
 
 void Executor::lay_out_images() {
-  const Codec& codec = *program_->links.codec;
-  const auto with_each = [&](const auto& body) {
-    for (const Instruction& one : program_->instructions) {
-      Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
-      if (one.image && one.kind != Instruction::Kind::send) body(chunk);
-    }
-  };
+  image_at_.assign(chunks_.size(), 0);
   size_t needed = 0;
-  with_each([&](const Chunk& chunk) { needed += codec.wire_bytes(chunk.count); });
+  for (const Instruction& one : program_->instructions) {
+    if (!one.image || one.kind == Instruction::Kind::send) continue;
+    const auto chunk = static_cast<size_t>(one.target);
+    image_at_[chunk] = needed;
+    needed += program_->links.codec->wire_bytes(chunks_[chunk].count);
+  }
   if (images_.size() < needed) images_.resize(needed);
-  std::byte* next = images_.data();
-  with_each([&](Chunk& chunk) {
-    chunk.image = next;
-    next += codec.wire_bytes(chunk.count);
-  });
 }
 
 bool Executor::send_encoded(const Instruction& one, uint32_t segment) {
@@ -42,7 +37,7 @@ bool Executor::send_encoded(const Instruction& one, uint32_t segment) {
   Channel& channel = mesh_.channel(one.peer, Lane::collective);
   const FrameHeader header{static_cast<uint32_t>(bytes), number, signature_for(chunk).pack()};
   if (one.image) {
-    if (!channel.try_send(header, image_of(chunk, segment))) return false;
+    if (!channel.try_send(header, image_of(one, segment))) return false;
   } else {
     std::byte* const room = channel.try_reserve(bytes);
     if (!room) return false;
@@ -62,7 +57,7 @@ bool Executor::receive_encoded(const Instruction& one, uint32_t segment) {
   if (const size_t bytes = frame.header.payload_bytes) {
     auto* const to = reinterpret_cast<float*>(chunk.data + segment * chunk.segment_bytes);
     program_->links.codec->decode(frame.payload, to, segment_size(chunk, segment) / sizeof(float));
-    if (one.image) std::memcpy(image_of(chunk, segment), frame.payload, bytes);
+    if (one.image) std::memcpy(image_of(one, segment), frame.payload, bytes);
   }
   consume(one.peer);
   return true;
@@ -101,7 +96,7 @@ bool Executor::fold_encoded(const Instruction& one, uint32_t segment) {
     program_->links.codec->reduce(sum, encoded_.data(), plain_.data(), static_cast<int>(operands),
                                   count, averages ? mesh_.world_size() : 1);
     if (one.image) {
-      program_->links.codec->round_trip(sum, image_of(target, segment), count);
+      program_->links.codec->round_trip(sum, image_of(one, segment), count);
     }
   }
   finish_fold(one, segment);

@@ -48,12 +48,12 @@ struct Dependency {
 
 struct Program {
   Plan plan;
-  NarrowLinks links;
-  std::string label;  // the algorithm, and what its chunks travel as where that is not their type
   uint32_t hash = 0;  // of what both ends must have in common
   std::vector<Instruction> instructions;
   std::vector<Dependency> dependencies;
   std::vector<int> first_dependency;  // by instruction, with one more at the end
+  NarrowLinks links;
+  std::string label;  // the algorithm, and what its chunks travel as where that is not their type
 
   explicit Program(Plan source, NarrowLinks narrow_links = {});
   int chunk_count() const { return plan.work_chunks + static_cast<int>(plan.scratch_like.size()); }

@@ -38,7 +38,7 @@ Programs::Programs(const Mesh& mesh, AlgorithmChoices choices, bool check_plans,
       wire_(wire) {}
 
 std::pair<std::string, Wire> Programs::choose(const Question& question) const {
-  const auto [collective, root, bytes, wire] = question;
+  const auto [collective, wire, root, bytes] = question;
   const int world = mesh_.world_size();
   if (wire != Wire::fp32 && world > 1) {
     const auto name = select_narrow_algorithm(collective, world, hosts_.size(), choices_);
@@ -54,8 +54,8 @@ std::pair<std::string, Wire> Programs::choose(const Question& question) const {
 
 std::pair<std::string, Wire> Programs::choose(Collective collective, size_t bytes) const {
   const auto blocks = static_cast<size_t>(moves_blocks(collective) ? mesh_.world_size() : 1);
-  return choose(
-      {collective, 0, bytes, may_narrow(collective, blocks * bytes) ? wire_ : Wire::fp32});
+  const Wire asked = may_narrow(collective, blocks * bytes) ? wire_ : Wire::fp32;
+  return choose({collective, asked, 0, bytes});
 }
 
 std::string Programs::algorithm_for(Collective collective, size_t bytes) const {
@@ -103,9 +103,9 @@ const Program& Programs::for_operation(const Operation& operation) {
   const bool sized = !moves_blocks(operation.collective) && !operation.work.empty();
   const Wire wanted = operation.wire.value_or(wire_);
   const Question question{operation.collective,
+                          wanted != Wire::fp32 && may_narrow(operation) ? wanted : Wire::fp32,
                           is_rooted(operation.collective) ? operation.root : 0,
-                          sized ? operation.work[0].count * size_of(operation.dtype) : 0,
-                          wanted != Wire::fp32 && may_narrow(operation) ? wanted : Wire::fp32};
+                          sized ? operation.work[0].count * size_of(operation.dtype) : 0};
   const size_t hash = question.bytes / 4 + question.bytes / 4096 +
                       static_cast<size_t>(question.root) + static_cast<size_t>(question.wire) +
                       5 * static_cast<size_t>(question.collective);
@@ -115,7 +115,7 @@ const Program& Programs::for_operation(const Operation& operation) {
 }
 
 const Program& Programs::find(const Question& question) {
-  const auto [collective, root, bytes, asked] = question;
+  const auto [collective, asked, root, bytes] = question;
   const auto [name, wire] = choose(question);
   auto& cached = programs_[{collective, name, wire, root}];
   if (!cached) {

@@ -43,9 +43,9 @@ class Programs {
   // All that the choice depends on.
   struct Question {
     Collective collective = Collective::all_reduce;
+    Wire wire = Wire::fp32;  // asked for
     int root = 0;
     size_t bytes = 0;
-    Wire wire = Wire::fp32;
     bool operator==(const Question&) const = default;
   };
   struct Answer {
