@@ -30,6 +30,15 @@ inline constexpr size_t kSegmentBytesMinCrowded = 32 * 1024;
 // Tensors of this size and more may travel in a narrow wire format. Below, a message costs more
 // than its bytes on any network, and what is small (norms, losses, flags) is what rounding hurts.
 inline constexpr size_t kNarrowBytesMin = 64 * 1024;
+// PYCOMM_WIRE=auto: seconds that one float32 all_reduce of the race should take, so that bytes and
+// not messages decide; its size; how often each format runs, fewer times where a link is slow. A
+// format must win by this factor: less may be noise, and is not worth the rounding.
+inline constexpr double kWireRaceS = 4e-3;
+inline constexpr size_t kWireRaceBytesMin = 256 * 1024;
+inline constexpr size_t kWireRaceBytesMax = 4 * 1024 * 1024;
+inline constexpr int kWireRaceRoundsMin = 2;
+inline constexpr int kWireRaceRoundsMax = 8;
+inline constexpr double kWireGainMin = 1.25;
 // A tensor is reduced slice by slice: a slice with the rings that carry it fits the L2 caches of
 // the cores (1 MiB each here). 64 MiB between 2 ranks took 5.3 ms instead of 10.5; slices of half
 // the size were as fast, of four times the size a quarter slower.

@@ -52,6 +52,11 @@ class Engine {
   Engine(std::unique_ptr<Mesh> mesh, EngineOptions options);
   ~Engine();
 
+  // Collective, before anything else is called: with PYCOMM_WIRE=auto measures and decides what
+  // float32 sums travel as; see wire_race.cc. Throws CommError, and UsageError on all ranks when
+  // only some have "auto".
+  void settle_wire();
+
   // Runs to completion. Throws CommError that names operation, number, rank and cause.
   void run(const std::shared_ptr<Operation>& operation);
   // Returns at once; the operation is finished by another thread.

@@ -15,6 +15,10 @@ WireChoice parse_wire(const std::string& text) {
       str("PYCOMM_WIRE: '", text, "' is no wire format; choose fp32, bf16, fp16s, int8 or auto"));
 }
 
+std::string text_of(const WireChoice& wire) {
+  return wire.automatic ? "auto" : std::string(name_of(wire.wire));
+}
+
 void check_wire(const WireChoice& wire, const AlgorithmChoices& choices) {
   if (wire.wire == Wire::fp32) return;
   for (const auto collective : {Collective::all_reduce, Collective::reduce_scatter}) {

@@ -17,11 +17,12 @@ namespace pycomm {
 
 struct WireChoice {
   Wire wire = Wire::fp32;
-  bool automatic = false;  // measured at set-up, see wire_race.h; float32 until then
+  bool automatic = false;  // measured at set-up, see wire_race.cc; float32 until then
 };
 
 // "fp32", "bf16", "fp16s", "int8" or "auto". Throws UsageError for anything else.
 WireChoice parse_wire(const std::string& text);
+std::string text_of(const WireChoice& wire);
 
 // Throws UsageError when an algorithm was chosen that rounds a sum at every hop.
 void check_wire(const WireChoice& wire, const AlgorithmChoices& choices);

@@ -48,6 +48,7 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   } else {
     C10dStore adapted(store_, rank);
     auto mesh_options = options_->mesh;
+    mesh_options.wire = text_of(options_->engine.wire);
     if (rank == 0) mesh_options.figures = serialize(figures_of_this_process());
     mesh = Mesh::connect(adapted, rank, world_size, mesh_options);
   }
@@ -56,6 +57,7 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   engine_options.group_name = options_->group_name;
   engine_options.on_failure = [hooks = abort_hooks_, rank] { hooks->run(rank); };
   engine_ = std::make_shared<Engine>(std::move(mesh), std::move(engine_options));
+  engine_->settle_wire();
   init();
   const std::lock_guard lock(Live::get().mutex);
   Live::get().backends.insert(this);

@@ -112,6 +112,7 @@ void bind_backend(py::module_& m) {
             return b.engine().algorithm_for(collective_of(collective), bytes);
           },
           py::arg("collective"), py::arg("bytes"))
+      .def("wire", [](Backend& b) { return std::string(name_of(b.engine().programs().wire())); })
       .def(
           "predicted_us",
           [](Backend& b, const std::string& collective, size_t bytes) {

@@ -33,6 +33,7 @@ void for_each_field(Address& a, Visit visit) {
   visit("segment_exact", a.segment_exact);
   visit("slots", a.slots);
   visit("figures", a.figures);
+  visit("wire", a.wire);
   visit("tcp_connections", a.tcp_connections);
   visit("unix_name", a.unix_name);
   visit("ip", a.ip);

@@ -27,6 +27,7 @@ struct PeerAddress {
   int segment_exact = 0;  // 1: somebody asked for just this segment size
   int cores = 1;          // of its host; all ranks go by those of rank 0
   std::string figures;    // what messages and bytes cost; all ranks go by those of rank 0
+  std::string wire;       // its setting; opaque here
   int slots = 0;
   int tcp_connections = 0;
   std::string unix_name;  // shm

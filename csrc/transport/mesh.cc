@@ -84,6 +84,7 @@ class Mesh::Building {
     mine_.transports = options.transports;
     mine_.segment_bytes = layout_.segment_bytes;
     mine_.figures = options.figures;
+    mine_.wire = options.wire;
     mine_.segment_exact = options.segment_bytes != 0;
     mine_.slots = layout_.slots;
     mine_.tcp_connections = options.tcp_connections;

@@ -27,6 +27,7 @@ struct MeshOptions {
   std::string store_host;              // the route to it chooses the interface otherwise
   int tcp_connections = 2;
   std::string figures;       // rank 0's are what the group goes by, see engine/tuner.h; opaque here
+  std::string wire;          // what float32 sums travel as, see engine/wire_choice.h; opaque here
   size_t segment_bytes = 0;  // 0: chosen from the world size; same on all ranks
   std::chrono::nanoseconds connect_timeout{0};  // 0: kConnectTimeout
 };

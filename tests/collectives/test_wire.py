@@ -272,6 +272,39 @@ def test_an_algorithm_that_rounds_at_every_hop_is_refused_at_set_up() -> None:
     run_ranks(chosen, 2, init=False)
 
 
+def automatic(me: Rank, layout: str) -> tuple[str, str]:
+    init(me, layout, "auto")
+    backend = backend_of(dist.group.WORLD)
+    wire = backend.wire()
+    label = backend.algorithm_for("all_reduce", 1 << 20)
+    assert label.endswith(f" as {wire}") == (wire != "fp32"), label
+    x = values(me.rank, 100_003)
+    dist.all_reduce(x)
+    bound = BOUNDS["bf16"] * (1.5 if layout == "hosts" else 1)
+    assert error_of(x, me.world_size, dist.ReduceOp.SUM) < (1e-6 if wire == "fp32" else bound)
+    dist.destroy_process_group()
+    return wire, digest(x)
+
+
+@pytest.mark.parametrize(("layout", "world_size"), [("shm", 2), ("tcp", 3), ("hosts", 4)])
+def test_auto_decides_the_same_on_all_ranks_and_leaves_shared_memory_alone(
+    layout: str, world_size: int
+) -> None:
+    found = run_ranks(automatic, world_size, layout, init=False)
+    assert all(one == found[0] for one in found), found
+    assert found[0][0] in (["fp32"] if layout == "shm" else ["fp32", "fp16s", "bf16"])
+
+
+def only_some_auto(me: Rank) -> None:
+    with pytest.raises(pycomm.UsageError, match="PYCOMM_WIRE is .*must be the same") as caught:
+        init(me, "tcp", "auto" if me.rank == 1 else "bf16")
+    assert "auto on rank 1" in str(caught.value) and "bf16 on rank" in str(caught.value)
+
+
+def test_auto_on_some_ranks_only_is_refused_on_all_at_set_up() -> None:
+    run_ranks(only_some_auto, 3, init=False)
+
+
 def dies_within(me: Rank) -> None:
     x = torch.ones(4 << 20)
     dist.all_reduce(x)
