@@ -45,11 +45,12 @@ PYCOMM_KERNEL_INLINE uint32_t largest_bits(const float* in, Scale scale) {
 }
 
 struct Fp32Wire {
+  static constexpr bool kScaled = false;
   static constexpr size_t kChunk = kPart;
   static constexpr size_t kChunkBytes = 4 * kChunk;
   static constexpr size_t rest_bytes(size_t elements) { return 4 * elements; }
   template <class Scale>
-  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale) {
+  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale, uint32_t) {
     for (size_t i = 0; i < kChunk; i += kLane) store_as(out + 4 * i, scale(load_floats(in + i)));
   }
   PYCOMM_KERNEL_INLINE static Part load(const char* chunk, size_t at) {
@@ -60,11 +61,12 @@ struct Fp32Wire {
 };
 
 struct Bf16Wire {
+  static constexpr bool kScaled = false;
   static constexpr size_t kChunk = kPart;
   static constexpr size_t kChunkBytes = 2 * kChunk;
   static constexpr size_t rest_bytes(size_t elements) { return 2 * elements; }
   template <class Scale>
-  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale) {
+  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale, uint32_t) {
     Part part;
     for (int i = 0; i < kVectors; ++i) part.v[i] = scale(load_floats(in + i * kLane));
     store_bfloat16(out, part);
@@ -94,11 +96,12 @@ void encode_beyond(const float* in, char* out, Scale scale, uint32_t largest) {
 }
 
 struct Fp16sWire : Fp16sLayout {
+  static constexpr bool kScaled = true;
   static constexpr size_t kChunk = kBlock;
   static constexpr size_t kChunkBytes = kBlockBytes;
   template <class Scale>
-  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale) {
-    const uint32_t largest = largest_bits<kBlock>(in, scale);
+  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale,
+                                          uint32_t largest) {
     if (__builtin_expect(largest >= kRoundsBeyondBits, 0)) {
       return encode_beyond(in, out, scale, largest);
     }
@@ -178,9 +181,10 @@ void encode_with_care(const float* in, char* out, Scale scale, uint32_t largest)
 // Int8Wire and Int4Wire.
 template <class Wire>
 struct IntegerWire : Wire {
+  static constexpr bool kScaled = true;
   template <class Scale>
-  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale) {
-    const uint32_t largest = largest_bits<Wire::kBlock>(in, scale);
+  PYCOMM_KERNEL_INLINE static void encode(const float* in, char* out, Scale scale,
+                                          uint32_t largest) {
     if (__builtin_expect(needs_care<Wire::kLargest>(largest), 0)) {
       return encode_with_care<Wire>(in, out, scale, largest);
     }

@@ -21,10 +21,34 @@ PYCOMM_KERNEL_INLINE void decode_chunk(const char* in, float* out, Scale scale) 
   }
 }
 
+// A chunk's scale depends on all of it, and its elements wait for the scale: the largest magnitudes
+// of a few chunks are found first, so that one chunk's wait is another's work. 256 KiB as fp16s
+// took 1.2 times a memcpy instead of 1.6.
+template <class Wire, int kChunks, class Scale>
+PYCOMM_KERNEL_INLINE void encode_chunks(const float* in, char* out, Scale scale) {
+  uint32_t largest[kChunks] = {};
+  if constexpr (Wire::kScaled) {
+    for (int c = 0; c < kChunks; ++c) {
+      largest[c] = largest_bits<Wire::kChunk>(in + c * Wire::kChunk, scale);
+    }
+  }
+  for (int c = 0; c < kChunks; ++c) {
+    Wire::encode(in + c * Wire::kChunk, out + c * Wire::kChunkBytes, scale, largest[c]);
+  }
+}
+
+inline constexpr int kChunksAtOnce = 4;
+
 template <class Wire, class Scale>
 void encode_all(const float* in, char* out, size_t count, Scale scale) {
+  constexpr size_t kGroup = kChunksAtOnce * Wire::kChunk;
+  for (; count >= kGroup; count -= kGroup) {
+    encode_chunks<Wire, kChunksAtOnce>(in, out, scale);
+    in += kGroup;
+    out += kChunksAtOnce * Wire::kChunkBytes;
+  }
   for (; count >= Wire::kChunk; count -= Wire::kChunk) {
-    Wire::encode(in, out, scale);
+    encode_chunks<Wire, 1>(in, out, scale);
     in += Wire::kChunk;
     out += Wire::kChunkBytes;
   }
@@ -32,7 +56,7 @@ void encode_all(const float* in, char* out, size_t count, Scale scale) {
   float padded[Wire::kChunk] = {};
   char encoded[Wire::kChunkBytes];
   __builtin_memcpy(padded, in, count * sizeof(float));
-  Wire::encode(padded, encoded, scale);
+  encode_chunks<Wire, 1>(padded, encoded, scale);
   __builtin_memcpy(out, encoded, Wire::rest_bytes(count));
 }
 
@@ -53,11 +77,14 @@ void decode_all(const char* in, float* out, size_t count, Scale scale) {
 
 template <class Wire>
 void round_trip_all(float* inout, char* out, size_t count) {
-  for (; count >= Wire::kChunk; count -= Wire::kChunk) {
-    Wire::encode(inout, out, Keep{});
-    decode_chunk<Wire>(out, inout, Keep{});
-    inout += Wire::kChunk;
-    out += Wire::kChunkBytes;
+  constexpr size_t kGroup = kChunksAtOnce * Wire::kChunk;
+  for (; count >= kGroup; count -= kGroup) {
+    encode_chunks<Wire, kChunksAtOnce>(inout, out, Keep{});
+    for (int c = 0; c < kChunksAtOnce; ++c) {
+      decode_chunk<Wire>(out + c * Wire::kChunkBytes, inout + c * Wire::kChunk, Keep{});
+    }
+    inout += kGroup;
+    out += kChunksAtOnce * Wire::kChunkBytes;
   }
   encode_all<Wire>(inout, out, count, Keep{});
   decode_all<Wire>(out, inout, count, Keep{});
@@ -81,9 +108,11 @@ PYCOMM_KERNEL_INLINE void reduce_chunk(float* target, const CodecSources& source
       const Part part = load_source<Wire>(sources, s, chunk, at);
       for (int i = 0; i < kVectors; ++i) sum.v[i] += part.v[i];
     }
-    for (int i = 0; i < kVectors; ++i) {
-      store_floats(target + at + i * kLane, canonical(finish(sum.v[i])));
+    for (int i = 0; i < kVectors; ++i) sum.v[i] = finish(sum.v[i]);
+    if (__builtin_expect(any_nan(sum), 0)) {
+      for (int i = 0; i < kVectors; ++i) sum.v[i] = canonical(sum.v[i]);
     }
+    for (int i = 0; i < kVectors; ++i) store_floats(target + at + i * kLane, sum.v[i]);
   }
 }
 

@@ -37,10 +37,10 @@ PYCOMM_KERNEL_INLINE Words widen_16(const char* from) { return load_as<uint16_t>
 PYCOMM_KERNEL_INLINE Ints widen_signed_8(const char* from) { return load_as<int8_t>(from); }
 PYCOMM_KERNEL_INLINE Words widen_8(const char* from) { return load_as<uint8_t>(from); }
 PYCOMM_KERNEL_INLINE Floats widen_half(const char* from) { return Float16::load(from); }
-PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) { Float16::store(to, v); }
+PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) { store_as(to, Float16::pack(v)); }
 
 PYCOMM_KERNEL_INLINE void store_bfloat16(char* to, const Part& part) {
-  for (size_t i = 0; i < kPart; ++i) Bfloat16::store(to + 2 * i, part.v[i]);
+  for (size_t i = 0; i < kPart; ++i) store_as(to + 2 * i, Bfloat16::pack(part.v[i]));
 }
 
 // Rounded to nearest even: the sum with this constant has the units in the last bit of its
@@ -83,13 +83,11 @@ PYCOMM_KERNEL_INLINE Words widen_8(const char* from) {
   return __builtin_bit_cast(Words, _mm512_maskz_cvtepu8_epi32(kAllLanes, load_as<__m128i>(from)));
 }
 PYCOMM_KERNEL_INLINE Floats widen_half(const char* from) { return Float16::widen_half(from); }
-PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) {
-  store_as(to, _mm512_maskz_cvtps_ph(kAllLanes, v, _MM_FROUND_TO_NEAREST_INT));
-}
+PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) { store_as(to, Float16::narrow_half(v)); }
 
 PYCOMM_KERNEL_INLINE void store_bfloat16(char* to, const Part& part) {
   for (int i = 0; i < kVectors; i += 2) {
-    Bfloat16::store_in_order(to + 2 * i * kLane, {part.v[i], part.v[i + 1]});
+    store_as(to + 2 * i * kLane, Bfloat16::pack_in_order({part.v[i], part.v[i + 1]}));
   }
 }
 
@@ -142,13 +140,11 @@ PYCOMM_KERNEL_INLINE Words widen_8(const char* from) {
   return __builtin_bit_cast(Words, _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(load_as<int64_t>(from))));
 }
 PYCOMM_KERNEL_INLINE Floats widen_half(const char* from) { return Float16::widen_half(from); }
-PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) {
-  store_as(to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-}
+PYCOMM_KERNEL_INLINE void narrow_half(char* to, Floats v) { store_as(to, Float16::narrow_half(v)); }
 
 PYCOMM_KERNEL_INLINE void store_bfloat16(char* to, const Part& part) {
   for (int i = 0; i < kVectors; i += 2) {
-    Bfloat16::store_in_order(to + 2 * i * kLane, {part.v[i], part.v[i + 1]});
+    store_as(to + 2 * i * kLane, Bfloat16::pack_in_order({part.v[i], part.v[i + 1]}));
   }
 }
 
@@ -169,6 +165,20 @@ PYCOMM_KERNEL_INLINE void store_half_bytes(char* to, const Part& part) {
   store_as(to, _mm256_or_si256(low, _mm256_andnot_si256(_mm256_set1_epi8(15), high)));
 }
 
+#endif
+
+#if PYCOMM_VECTOR_BYTES == 0
+PYCOMM_KERNEL_INLINE bool any_nan(const Part& part) {
+  bool any = false;
+  for (float v : part.v) any |= v != v;
+  return any;
+}
+#else
+PYCOMM_KERNEL_INLINE bool any_nan(const Part& part) {
+  int any = 0;
+  for (int i = 0; i < kVectors; i += 2) any |= either_nan(part.v[i], part.v[i + 1]);
+  return any;
+}
 #endif
 
 #if PYCOMM_VECTOR_BYTES != 64

@@ -3,8 +3,8 @@
 //
 // A format's Unit is what one load fills: one vector, two (16-bit floats widen to two float32
 // vectors) or, in the scalar build, one element. The includer defines PYCOMM_VECTOR_BYTES (0 =
-// scalar). store() makes NaN canonical and does the one rounding.
-// In an unnamed namespace for the reason given in small_floats.h. No state, any thread.
+// scalar). pack() makes NaN canonical and does the one rounding: what it returns are memory's
+// bytes. In an unnamed namespace for the reason given in small_floats.h. No state, any thread.
 #pragma once
 
 #include <cstddef>
@@ -80,7 +80,7 @@ struct Native {
   static constexpr int kElements = kLanes<T>;
   static constexpr int kElementBytes = sizeof(T);
   PYCOMM_KERNEL_INLINE static Unit load(const char* from) { return load_as<Unit>(from); }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) { store_as(to, canonical(v)); }
+  PYCOMM_KERNEL_INLINE static Unit pack(Unit v) { return canonical(v); }
 };
 
 // Any non-zero byte is true; results are 0 or 1.
@@ -107,8 +107,8 @@ struct Small {
   PYCOMM_KERNEL_INLINE static Unit load(const char* from) {
     return widen<S, Floats>(convert<Words>(load_as<Codes>(from)));
   }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
-    store_as(to, convert<Codes>(narrow<S, Floats, Words>(v)));
+  PYCOMM_KERNEL_INLINE static Codes pack(Unit v) {
+    return convert<Codes>(narrow<S, Floats, Words>(v));
   }
 };
 
@@ -121,8 +121,8 @@ struct E8m0 {
   PYCOMM_KERNEL_INLINE static Unit load(const char* from) {
     return widen_e8m0<Floats>(convert<Words>(load_as<Codes>(from)));
   }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
-    store_as(to, convert<Codes>(narrow_e8m0<Floats, Words>(v)));
+  PYCOMM_KERNEL_INLINE static Codes pack(Unit v) {
+    return convert<Codes>(narrow_e8m0<Floats, Words>(v));
   }
 };
 
@@ -146,8 +146,8 @@ struct Complex {
   static constexpr int kElements = 1;
   static constexpr int kElementBytes = 2 * sizeof(T);
   PYCOMM_KERNEL_INLINE static Unit load(const char* from) { return load_as<Unit>(from); }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
-    store_as(to, Unit{canonical(v.real), canonical(v.imaginary)});
+  PYCOMM_KERNEL_INLINE static Unit pack(Unit v) {
+    return {canonical(v.real), canonical(v.imaginary)};
   }
 };
 struct ComplexHalf {
@@ -159,10 +159,10 @@ struct ComplexHalf {
     return widen<kFloat16, float>(uint32_t{load_as<uint16_t>(from)});
   }
   PYCOMM_KERNEL_INLINE static Unit load(const char* from) { return {part(from), part(from + 2)}; }
-  PYCOMM_KERNEL_INLINE static void store(char* to, Unit v) {
+  PYCOMM_KERNEL_INLINE static uint32_t pack(Unit v) {
     const uint32_t real = narrow<kFloat16, float, uint32_t>(v.real);
     const uint32_t imaginary = narrow<kFloat16, float, uint32_t>(v.imaginary);
-    store_as(to, real | imaginary << 16);
+    return real | imaginary << 16;
   }
 };
 

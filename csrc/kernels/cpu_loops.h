@@ -52,15 +52,17 @@ PYCOMM_KERNEL_INLINE void reduce_block(const Targets<Copies>& targets, const cha
       units[u] = combine<Op>(units[u], Format::load(from + u * kStep));
     }
   }
+  using Packed = decltype(Format::pack(units[0]));
+  Packed packed[Units];
 #pragma GCC unroll 4
   for (int u = 0; u < Units; ++u) {
-    units[u] = each(finish, units[u]);
-    Format::store(targets.first + at + u * kStep, units[u]);
+    packed[u] = Format::pack(each(finish, units[u]));
+    store_as(targets.first + at + u * kStep, packed[u]);
   }
   for (int c = 0; c < targets.count(); ++c) {
     char* const to = targets.copy(c) + at;
 #pragma GCC unroll 4
-    for (int u = 0; u < Units; ++u) Format::store(to + u * kStep, units[u]);
+    for (int u = 0; u < Units; ++u) store_as(to + u * kStep, packed[u]);
   }
 }
 
@@ -75,7 +77,7 @@ inline void reduce_rest(const Targets<Copies>& targets, const char* const* sourc
     load_rest(unit, sources[s] + at, bytes);
     a = combine<Op>(a, Format::load(unit));
   }
-  Format::store(unit, each(finish, a));
+  store_as(unit, Format::pack(each(finish, a)));
   store_rest(targets.first + at, unit, bytes);
   for (int c = 0; c < targets.count(); ++c) {
     store_rest(targets.copy(c) + at, unit, bytes);
