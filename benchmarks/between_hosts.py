@@ -304,7 +304,9 @@ def run(given: argparse.Namespace, network: Network | None) -> dict[str, Any]:
     os.environ["PYCOMM_TCP_CONNECTIONS"] = str(given.connections)
     rate_rows: list[Rate] = []
     rows: list[Any] = []
-    for emitted in run_ranks(len(places), rank_main, (places, rates, sweep), timeout_s=120):
+    arguments = (places, rates, sweep)
+    pin = not given.no_pin
+    for emitted in run_ranks(len(places), rank_main, arguments, timeout_s=120, pin=pin):
         if isinstance(emitted, Rate):
             rate_rows.append(emitted)
             continue
@@ -338,6 +340,7 @@ def arguments() -> argparse.Namespace:
     add("--message", default="16M", help="bytes of a message where rates are measured")
     add("--rates-only", action="store_true")
     add("--times-only", action="store_true")
+    add("--no-pin", action="store_true", help="let the kernel place the ranks")
     add("--json", type=Path)
     return parser.parse_args()
 

@@ -55,7 +55,9 @@ class Mesh {
   // Where this rank tells peers how far it is.
   RankProgress& progress() { return own_page_->progress; }
   // How a thread of this rank waits.
-  WaitPolicy wait_policy(WaitRole role) const { return wait_policy_for(crowding_, role); }
+  WaitPolicy wait_policy(WaitRole role) const {
+    return wait_policy_for(crowding_, role, waiter_->watches_sockets());
+  }
   // "rank 2 (pid 4711 on node7)"
   std::string describe(int peer) const { return address(peer).describe(); }
 

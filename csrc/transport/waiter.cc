@@ -79,7 +79,7 @@ void Waiter::disarm() {
 
 void Waiter::wake() { doorbell_->wake(event_fd_); }
 
-WaitPolicy wait_policy_for(Crowding crowding, WaitRole role) {
+WaitPolicy wait_policy_for(Crowding crowding, WaitRole role, bool sockets) {
   if (role == WaitRole::progress && crowding == Crowding::crowded) {
     return {kPollsCrowded, 0, kYieldsProgress};
   }
@@ -87,6 +87,7 @@ WaitPolicy wait_policy_for(Crowding crowding, WaitRole role) {
     return {kPollsCrowded, kSpinsProgress, 0us};
   }
   if (crowding == Crowding::crowded) return {kPollsCrowded, 0, kYieldsCrowded};
+  if (sockets) return {kPollsSockets, 0, kYields};
   return {kPolls, kSpins, kYields};
 }
 

@@ -30,6 +30,7 @@ class Waiter {
   Waiter(const Waiter&) = delete;
   Waiter& operator=(const Waiter&) = delete;
 
+  bool watches_sockets() const { return static_cast<bool>(epoll_); }
   // To sleep without losing a wake-up: arm, look once more, then sleep, then disarm.
   uint32_t arm();
   void sleep(uint32_t ticket, std::chrono::nanoseconds timeout);
@@ -56,7 +57,8 @@ struct WaitPolicy {
   int spins = 0;                       // looks with a pause of the processor
   std::chrono::nanoseconds yields{0};  // for so long the core is given away between looks
 };
-WaitPolicy wait_policy_for(Crowding crowding, WaitRole role);
+// `sockets`: some peers are reached through the kernel.
+WaitPolicy wait_policy_for(Crowding crowding, WaitRole role, bool sockets);
 
 enum class Pause { poll, spin, yield, sleep };
 

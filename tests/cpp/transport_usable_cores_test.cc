@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "transport/usable_cores.h"
+#include "transport/waiter.h"
 
 using namespace pycomm;
 
@@ -56,4 +57,12 @@ TEST("the affinity of the calling thread is told in the kernel's form") {
   }).join();
   CHECK(pinned == std::to_string(first), pinned);
   CHECK(core_quota() >= 0);
+}
+
+TEST("who waits for sockets gives the core away early, also where each rank seems to have one") {
+  for (const auto crowding : {Crowding::roomy, Crowding::even, Crowding::crowded}) {
+    const auto policy = wait_policy_for(crowding, WaitRole::caller, true);
+    CHECK(policy.polls <= kPollsSockets && policy.spins == 0 && policy.yields > 0us);
+  }
+  CHECK(wait_policy_for(Crowding::even, WaitRole::caller, false).spins == kSpins);
 }
