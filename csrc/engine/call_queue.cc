@@ -69,6 +69,11 @@ void CallQueue::settle(bool failed) {
   }
 }
 
+bool CallQueue::holds_back() const {
+  return std::any_of(entries_.begin(), entries_.end(),
+                     [](const Entry& one) { return one.gate && !one.gate->open; });
+}
+
 void CallQueue::give_way(const GatePtr& gate, const Operation& operation) {
   bool behind = false;
   for (const auto& entry : entries_) {

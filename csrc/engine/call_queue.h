@@ -40,6 +40,8 @@ class CallQueue {
   OperationPtr front() const { return empty() ? nullptr : entries_.front().operation; }
   GatePtr closed_gate() const { return empty() ? nullptr : entries_.front().gate; }
   void pop_front() { entries_.pop_front(); }
+  // Whether a gate is closed.
+  bool holds_back() const;
   // Opens `gate` if `operation` waits behind it: whoever waits for that inside the gate's callback
   // would wait for ever.
   void give_way(const GatePtr& gate, const Operation& operation);

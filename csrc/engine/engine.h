@@ -86,6 +86,9 @@ class Engine {
   const std::shared_ptr<CallbackOrder>& callback_order() const { return callback_order_; }
   // Holds back what is called from now on, until the gate is opened; see callback_order.h.
   GatePtr hold_back();
+  // Returns when the callbacks that hold back what is called now have run: from then on sequence()
+  // is what it is on all ranks at this place of their programs. At `until` at the latest.
+  void let_callbacks_run(Deadline until);
   // Somebody inside the callbacks of `gate` waits for `operation`.
   void give_way(const GatePtr& gate, const Operation& operation);
   uint64_t sequence() const { return queue_.called(); }

@@ -3,6 +3,8 @@
 // engine.h.
 #include <pthread.h>
 
+#include <algorithm>
+
 #include "base/log.h"
 #include "engine/engine.h"
 
@@ -26,6 +28,15 @@ GatePtr Engine::hold_back() {
   const std::lock_guard lock(queue_mutex_);
   queued_ = true;
   return queue_.add_gate(callback_order_->here());
+}
+
+void Engine::let_callbacks_run(Deadline until) {
+  if (forked() || callback_order_->here()) return;
+  std::unique_lock lock(queue_mutex_);
+  while (queue_.holds_back() && !failed_.load(std::memory_order_acquire) && !until.expired()) {
+    queue_changed_.wait_for(lock,
+                            std::min<std::chrono::nanoseconds>(kSleepSlice, until.remaining()));
+  }
 }
 
 void Engine::give_way(const GatePtr& gate, const Operation& operation) {

@@ -225,18 +225,22 @@ Backend::WorkPtr Backend::barrier(const c10d::BarrierOptions& opts) {
 }
 
 void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) {
+  const bool given = opts.timeout.count() >= 0 && opts.timeout != c10d::kUnsetTimeout;
+  const auto timeout = given ? opts.timeout : options_->timeout;
+  // Callbacks may call collectives. Half of the time, so that a rank whose callback does not return
+  // is seen to have come.
+  engine_->let_callbacks_run(Deadline::after(timeout / 2));
   const std::lock_guard lock(monitored_mutex_);
   // Numbered after the collective before it: a rank that missed one is in step again later.
   const auto sequence = engine_->sequence();
   monitored_count_ = sequence == monitored_at_ ? monitored_count_ + 1 : 0;
   monitored_at_ = sequence;
-  const bool given = opts.timeout.count() >= 0 && opts.timeout != c10d::kUnsetTimeout;
   MonitoredBarrier barrier{
       .store = monitored_last_ ? monitored_last_->store : connection_of_own(store_),
       .round = str("pycomm/monitored_barrier/", sequence, ".", monitored_count_, "/"),
       .rank = getRank(),
       .world_size = getSize(),
-      .timeout = given ? opts.timeout : options_->timeout,
+      .timeout = timeout,
       .wait_all_ranks = wait_all_ranks,
       .group_state = [this] { return engine_->failure(); }};
   const auto before = std::exchange(monitored_last_, std::nullopt);

@@ -132,6 +132,31 @@ def test_it_answers_while_a_collective_is_stuck() -> None:
     run_ranks(in_a_stuck_collective, 3)
 
 
+def called_in_a_callback(me: Rank) -> None:
+    """On rank 0 another thread runs the callback, on rank 1 the calling one."""
+    x, y = torch.ones(10), torch.ones(20)
+
+    def callback(done) -> None:  # torch checks annotations
+        time.sleep(0.2)
+        dist.all_reduce(y)
+
+    if me.rank == 1:
+        me.store.wait(["attached"])
+    work = dist.all_reduce(x, async_op=True)
+    if me.rank == 1:
+        work.wait()
+    future = work.get_future().then(callback)
+    me.store.set("attached", "1")
+    barrier(LONG)
+    assert (y == 2).all(), "it did not wait for the callback"
+    future.wait()
+    barrier(LONG)
+
+
+def test_collectives_of_callbacks_do_not_part_the_ranks() -> None:
+    run_ranks(called_in_a_callback, 2)
+
+
 def many(me: Rank) -> int:
     barrier(LONG)
     dist.barrier()
