@@ -104,17 +104,18 @@ bool Executor::send(size_t index) {
 // already lie where it is to go.
 bool Executor::peek(const Instruction& one, int peer, uint32_t segment, ReceivedFrame& frame) {
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
-  const OpSignature expected = signature_for(chunk);
   Channel& channel = mesh_.channel(peer, Lane::collective);
   const bool encoded = one.narrow && program_->links.to(peer);
   const size_t size = encoded ? encoded_size(chunk, segment) : segment_size(chunk, segment);
-  if (one.kind == Instruction::Kind::recv && size > kStagedBytes && !encoded) {
+  const bool may_be_put = one.kind == Instruction::Kind::recv && size > kStagedBytes && !encoded;
+  // First, and as little as possible before it: this is what a waiting rank does over and over.
+  if (!may_be_put && !channel.try_peek(frame)) return false;
+  const OpSignature expected = signature_for(chunk);
+  if (may_be_put) {
     const FrameHeader header{static_cast<uint32_t>(size),
                              received_frames_[static_cast<size_t>(peer)], expected.pack()};
     std::byte* const into = chunk.data + segment * chunk.segment_bytes;
     if (!channel.try_peek_into(frame, header, into)) return false;
-  } else if (!channel.try_peek(frame)) {
-    return false;
   }
   const auto theirs = OpSignature::unpack(frame.header.tag);
   if (theirs != expected) {

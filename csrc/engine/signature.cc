@@ -5,22 +5,6 @@
 
 namespace pycomm {
 
-bool is_reduction(Collective collective) {
-  return collective == Collective::all_reduce || collective == Collective::reduce ||
-         collective == Collective::reduce_scatter;
-}
-
-bool is_rooted(Collective collective) {
-  return collective == Collective::broadcast || collective == Collective::reduce ||
-         collective == Collective::gather || collective == Collective::scatter;
-}
-
-bool moves_blocks(Collective collective) {
-  return collective == Collective::all_gather || collective == Collective::gather ||
-         collective == Collective::scatter || collective == Collective::reduce_scatter ||
-         collective == Collective::all_to_all;
-}
-
 std::string to_string(const OpSignature& s) {
   if (s.collective == Collective::barrier) return "barrier()";
   std::string text = str(name_of(s.collective), "(", name_of(s.dtype), "[", s.count, "]");

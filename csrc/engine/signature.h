@@ -33,10 +33,20 @@ struct OpSignature {
 };
 static_assert(sizeof(OpSignature) == 32);
 
-bool is_reduction(Collective collective);
-bool is_rooted(Collective collective);
+inline bool is_reduction(Collective collective) {
+  return collective == Collective::all_reduce || collective == Collective::reduce ||
+         collective == Collective::reduce_scatter;
+}
+inline bool is_rooted(Collective collective) {
+  return collective == Collective::broadcast || collective == Collective::reduce ||
+         collective == Collective::gather || collective == Collective::scatter;
+}
 // Collectives whose chunks are one rank's blocks, so that `count` is a block's.
-bool moves_blocks(Collective collective);
+inline bool moves_blocks(Collective collective) {
+  return collective == Collective::all_gather || collective == Collective::gather ||
+         collective == Collective::scatter || collective == Collective::reduce_scatter ||
+         collective == Collective::all_to_all;
+}
 
 // "all_reduce(float32[1024], sum)", "broadcast(int64[3], root 2)", "send(float32[8], tag 0)"
 std::string to_string(const OpSignature& signature);
