@@ -112,6 +112,13 @@ inline constexpr int kPollsSockets = 20;
 // than this and the thread sleeps after it.
 inline constexpr int kSpinsProgress = 100;
 inline constexpr auto kYieldsProgress = 200us;
+// Between submitting an operation and waiting for it a program that does nothing else needs some
+// 5 us; such an operation is run by who waits for it. While that happens the progress thread is not
+// woken by small ones but looks by itself this often, which takes it 3 us, and gives it up after so
+// many looks in vain. Where a larger one begins, the microseconds of a wake-up do not show.
+inline constexpr auto kNap = 50us;
+inline constexpr int kNaps = 20;
+inline constexpr size_t kNapBytesMax = 64 * 1024;
 // A sleeper wakes this often to look at deadlines, failures and silent peers.
 inline constexpr auto kSleepSlice = 20ms;
 

@@ -155,6 +155,7 @@ void Engine::run(const OperationPtr& operation) {
 void Engine::submit(const OperationPtr& operation) {
   admit(*operation);
   if (is_message(*operation) && operation->before) operation->before();
+  bool wake = true;
   {
     const std::lock_guard lock(queue_mutex_);
     // Shutdown waits for nobody who comes after it.
@@ -164,11 +165,12 @@ void Engine::submit(const OperationPtr& operation) {
       operation->record = recorder_.submitted(*operation);
       messages_.post(operation);
     } else {
+      wake = !napping_ || !queue_.empty() || bytes_of(*operation) > kNapBytesMax;
       queue_.add(operation, callback_order_->here());
       queued_ = true;
     }
   }
-  queue_changed_.notify_all();
+  if (wake) queue_changed_.notify_all();
   // The progress thread may be asleep over messages.
   if (messages_.pending()) mesh_->waiter().wake();
 }

@@ -126,6 +126,7 @@ class Engine {
   void fail_messages();
   void progress_loop();
   void run_front(std::unique_lock<std::mutex>& lock, WaitRole role);
+  void rest(std::unique_lock<std::mutex>& lock);
   void drive_messages();
   bool collective_waits();
   void drain(std::chrono::nanoseconds patience);
@@ -147,6 +148,10 @@ class Engine {
   bool busy_ = false;        // somebody runs a collective
   bool completing_ = false;  // somebody tells of one from the queue that has just ended
   bool stopping_ = false;
+  // Of the progress thread, see rest().
+  bool napping_ = false;     // it looks at the queue soon by itself
+  bool taken_over_ = false;  // since its last rest somebody who waited ran what was submitted
+  int naps_left_ = 0;
   std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look
 
   mutable std::mutex failure_mutex_;

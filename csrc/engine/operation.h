@@ -59,6 +59,13 @@ struct Operation {
   mutable std::atomic<uint32_t> waiters_{0};
 };
 
+// Of all regions.
+inline size_t bytes_of(const Operation& operation) {
+  size_t count = 0;
+  for (const Region& region : operation.work) count += region.count;
+  return count * size_of(operation.dtype);
+}
+
 inline bool is_message(const Operation& operation) {
   return operation.collective == Collective::send || operation.collective == Collective::recv;
 }

@@ -161,6 +161,29 @@ TEST("who waits runs what he waits for when the progress thread is held up") {
   });
 }
 
+TEST("what nobody waits for is carried out, however often others were waited for at once before") {
+  with_group({"shm"}, 2, [](auto& engine, int rank) {
+    for (const size_t count : {size_t{2}, size_t{50'000}}) {
+      for (int k = 0; k < 300; ++k) {
+        auto values = tensor(2, 1);
+        const auto awaited = make(Collective::all_reduce, values);
+        engine->submit(awaited);
+        engine->wait(*awaited, {});
+        check_all(values, 2, str("call ", k, " of rank ", rank));
+      }
+      auto values = tensor(count, 1);
+      const auto alone = make(Collective::all_reduce, values);
+      engine->submit(alone);
+      const auto patience = Deadline::after(std::chrono::seconds(30));
+      while (!alone->finished() && !patience.expired()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      CHECK(alone->finished(), count, " elements");
+      check_all(values, 2, str(count, " elements"));
+    }
+  });
+}
+
 TEST("waiting threads and the progress thread share the queue without losing its order") {
   for (const auto& transport : kTransports) {
     with_group({transport}, 3, [](auto& engine, int rank) {
