@@ -90,29 +90,65 @@ void round_trip_all(float* inout, char* out, size_t count) {
   decode_all<Wire>(out, inout, count, Keep{});
 }
 
-// Source `s` from element `at` of chunk `chunk` on.
+template <class Wire>
+struct EncodedSource {
+  const char* from;
+  PYCOMM_KERNEL_INLINE Part load(size_t chunk, size_t at) const {
+    return Wire::load(from + chunk * Wire::kChunkBytes, at);
+  }
+};
+template <class Wire>
+struct PlainSource {
+  const float* from;
+  PYCOMM_KERNEL_INLINE Part load(size_t chunk, size_t at) const {
+    return load_part(from + chunk * Wire::kChunk + at);
+  }
+};
+
+template <class Wire>
+PYCOMM_KERNEL_INLINE EncodedSource<Wire> encoded_source(const CodecSources& sources, int s) {
+  return {reinterpret_cast<const char*>(sources.encoded[s])};
+}
 template <class Wire>
 PYCOMM_KERNEL_INLINE Part load_source(const CodecSources& sources, int s, size_t chunk, size_t at) {
-  if (const std::byte* encoded = sources.encoded[s]) {
-    return Wire::load(reinterpret_cast<const char*>(encoded) + chunk * Wire::kChunkBytes, at);
+  if (sources.encoded[s]) return encoded_source<Wire>(sources, s).load(chunk, at);
+  return PlainSource<Wire>{sources.plain[s]}.load(chunk, at);
+}
+
+PYCOMM_KERNEL_INLINE void add_to(Part& sum, const Part& part) {
+  for (int i = 0; i < kVectors; ++i) sum.v[i] += part.v[i];
+}
+
+template <class Finish>
+PYCOMM_KERNEL_INLINE void store_sum(float* target, Part sum, const Finish& finish) {
+  for (int i = 0; i < kVectors; ++i) sum.v[i] = finish(sum.v[i]);
+  if (__builtin_expect(any_nan(sum), 0)) {
+    for (int i = 0; i < kVectors; ++i) sum.v[i] = canonical(sum.v[i]);
   }
-  return load_part(sources.plain[s] + chunk * Wire::kChunk + at);
+  for (int i = 0; i < kVectors; ++i) store_floats(target + i * kLane, sum.v[i]);
 }
 
 template <class Wire, class Finish>
-PYCOMM_KERNEL_INLINE void reduce_chunk(float* target, const CodecSources& sources, size_t chunk,
-                                       const Finish& finish) {
-  for (size_t at = 0; at < Wire::kChunk; at += kPart) {
-    Part sum = load_source<Wire>(sources, 0, chunk, at);
-    for (int s = 1; s < sources.count; ++s) {
-      const Part part = load_source<Wire>(sources, s, chunk, at);
-      for (int i = 0; i < kVectors; ++i) sum.v[i] += part.v[i];
+void reduce_chunks(float* target, const CodecSources& sources, size_t chunks,
+                   const Finish& finish) {
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    for (size_t at = 0; at < Wire::kChunk; at += kPart) {
+      Part sum = load_source<Wire>(sources, 0, chunk, at);
+      for (int s = 1; s < sources.count; ++s) add_to(sum, load_source<Wire>(sources, s, chunk, at));
+      store_sum(target + chunk * Wire::kChunk + at, sum, finish);
     }
-    for (int i = 0; i < kVectors; ++i) sum.v[i] = finish(sum.v[i]);
-    if (__builtin_expect(any_nan(sum), 0)) {
-      for (int i = 0; i < kVectors; ++i) sum.v[i] = canonical(sum.v[i]);
+  }
+}
+
+// Two sources of which it is known what they are: what two ranks spend their time on.
+template <class Wire, class First, class Second, class Finish>
+void add_chunks(float* target, First first, Second second, size_t chunks, const Finish& finish) {
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    for (size_t at = 0; at < Wire::kChunk; at += kPart) {
+      Part sum = first.load(chunk, at);
+      add_to(sum, second.load(chunk, at));
+      store_sum(target + chunk * Wire::kChunk + at, sum, finish);
     }
-    for (int i = 0; i < kVectors; ++i) store_floats(target + at + i * kLane, sum.v[i]);
   }
 }
 
@@ -136,11 +172,17 @@ void reduce_rest(float* target, const CodecSources& sources, size_t chunk, size_
 
 template <class Wire, class Finish>
 void reduce_all(float* target, const CodecSources& sources, size_t count, const Finish& finish) {
-  const size_t chunks = count / Wire::kChunk;
-  for (size_t chunk = 0; chunk < chunks; ++chunk) {
-    reduce_chunk<Wire>(target + chunk * Wire::kChunk, sources, chunk, finish);
+  const size_t chunks = count / Wire::kChunk, rest = count % Wire::kChunk;
+  const bool one_of_two = sources.count == 2 && !sources.encoded[0] != !sources.encoded[1];
+  if (one_of_two && sources.encoded[0]) {
+    add_chunks<Wire>(target, encoded_source<Wire>(sources, 0), PlainSource<Wire>{sources.plain[1]},
+                     chunks, finish);
+  } else if (one_of_two) {
+    add_chunks<Wire>(target, PlainSource<Wire>{sources.plain[0]}, encoded_source<Wire>(sources, 1),
+                     chunks, finish);
+  } else {
+    reduce_chunks<Wire>(target, sources, chunks, finish);
   }
-  const size_t rest = count % Wire::kChunk;
   if (rest) reduce_rest<Wire>(target + count - rest, sources, chunks, rest, finish);
 }
 
