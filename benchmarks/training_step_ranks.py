@@ -151,6 +151,10 @@ class Trainer:
     def _data_parallel(self, model: Any) -> Any:
         from torch.nn.parallel import DistributedDataParallel
 
+        import pycomm
+
+        if os.environ.get("PYCOMM_BENCH_WRAPPER") == "pycomm":
+            return pycomm.DataParallel(model)
         wrapped = DistributedDataParallel(
             model,
             gradient_as_bucket_view=self.job.bucket_view,

@@ -20,12 +20,14 @@ from pycomm.registration import load_later as __getattr__  # noqa: F401
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
+    from pycomm.data_parallel import DataParallel
 
 __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "CommError",
     "Communicator",
+    "DataParallel",
     "Mismatch",
     "Options",
     "PeerFailure",

@@ -160,6 +160,9 @@ inline constexpr auto kVerdictPatience = 1s;
 // The arena. Allocations of this size and more are worth a place in it: from here on reducing in
 // place is ahead of frames, and a page's rounding is at most a sixteenth.
 inline constexpr size_t kArenaThresholdBytes = 64 * 1024;
+// A gradient of this size and more travels on its own instead of being copied into its bucket: an
+// operation more costs some microseconds, and from here on it lies in the arena by itself.
+inline constexpr size_t kGradientAloneBytes = kArenaThresholdBytes;
 // Looking how much memory is left costs about as much as touching 30 pages; done once for this
 // much.
 inline constexpr size_t kArenaGrantBytes = 64 * 1024 * 1024;

@@ -36,12 +36,22 @@ void release(void* data) {
   arena->free(static_cast<std::byte*>(data));
 }
 
+std::shared_ptr<const std::atomic<bool>>& followed_flag() {
+  thread_local std::shared_ptr<const std::atomic<bool>> flag;
+  return flag;
+}
+
+bool wanted_here() {
+  const auto& flag = followed_flag();
+  return flag && flag->load(std::memory_order_relaxed);
+}
+
 class ArenaAllocator final : public c10::Allocator {
  public:
-  explicit ArenaAllocator(size_t bytes_min) : bytes_min_(bytes_min) {}
+  ArenaAllocator(size_t bytes_min, bool always) : bytes_min_(bytes_min), always_(always) {}
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (bytes >= bytes_min_) {
+    if (bytes >= bytes_min_ && (always_ || wanted_here())) {
       if (auto* const block = Arena::of_process().allocate(bytes)) {
         c10::profiledCPUMemoryReporter().New(block, bytes);
         return {block, block, &release, c10::Device(c10::DeviceType::CPU)};
@@ -59,27 +69,50 @@ class ArenaAllocator final : public c10::Allocator {
 
  private:
   const size_t bytes_min_;
+  const bool always_;
 };
 
 // Storages point to their allocator for life, so these are never destroyed.
 ArenaAllocator& for_every_size() {
-  static auto* const allocator = new ArenaAllocator(1);
+  static auto* const allocator = new ArenaAllocator(1, true);
   return *allocator;
 }
 
 ArenaAllocator& for_large_sizes() {
-  static auto* const allocator = new ArenaAllocator(kArenaThresholdBytes);
+  static auto* const allocator = new ArenaAllocator(kArenaThresholdBytes, true);
+  return *allocator;
+}
+
+ArenaAllocator& for_followers() {
+  static auto* const allocator = new ArenaAllocator(kArenaThresholdBytes, false);
   return *allocator;
 }
 
 struct Installation {
   std::mutex mutex;
-  int count = 0;
-  c10::Allocator* before = nullptr;
+  int everybody = 0, followers = 0;  // how often it was asked for
+  c10::Allocator* before = nullptr;  // while one of ours is in place
+  c10::Allocator* ours = nullptr;
 
   static Installation& get() {
     static auto* const one = new Installation;
     return *one;
+  }
+  void count(int& which, int change) {
+    const std::lock_guard lock(mutex);
+    which += change;
+    PYCOMM_ASSERT(which >= 0, "more ends than beginnings");
+    ArenaAllocator* const wanted = everybody   ? &for_large_sizes()
+                                   : followers ? &for_followers()
+                                               : nullptr;
+    if (wanted == ours) return;
+    if (!ours) {
+      ordinary();
+      before = c10::GetCPUAllocator();
+    }
+    // One that somebody else has put in our place stays.
+    if (!ours || c10::GetCPUAllocator() == ours) c10::SetCPUAllocator(wanted ? wanted : before);
+    ours = wanted;
   }
 };
 
@@ -114,21 +147,27 @@ bool in_arena(const at::Tensor& tensor) {
 
 bool install_arena() {
   auto& installation = Installation::get();
-  const std::lock_guard lock(installation.mutex);
-  if (installation.count++ == 0) {
-    ordinary();
-    installation.before = c10::GetCPUAllocator();
-    c10::SetCPUAllocator(&for_large_sizes());
-  }
+  installation.count(installation.everybody, 1);
   return c10::GetCPUAllocator() == &for_large_sizes();
 }
 
 void uninstall_arena() {
   auto& installation = Installation::get();
-  const std::lock_guard lock(installation.mutex);
-  PYCOMM_ASSERT(installation.count > 0, "more ends than beginnings");
-  if (--installation.count > 0) return;
-  if (c10::GetCPUAllocator() == &for_large_sizes()) c10::SetCPUAllocator(installation.before);
+  installation.count(installation.everybody, -1);
+}
+
+void install_arena_for_followers() {
+  auto& installation = Installation::get();
+  installation.count(installation.followers, 1);
+}
+
+void uninstall_arena_for_followers() {
+  auto& installation = Installation::get();
+  installation.count(installation.followers, -1);
+}
+
+void follow_arena_flag(std::shared_ptr<const std::atomic<bool>> flag) {
+  followed_flag() = std::move(flag);
 }
 
 void bind_arena(py::module_& m) {

@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <memory>
 
 namespace pycomm {
@@ -27,6 +28,13 @@ bool in_arena(const at::Tensor& tensor);
 // (c10::SetCPUAllocator): tensors stay in its memory then.
 bool install_arena();
 void uninstall_arena();
+
+// The same for some threads and times only. Between these two, which count as well, a thread that
+// follows a flag gets its large tensors from the arena while the flag is set; it follows the last
+// one it was given.
+void install_arena_for_followers();
+void uninstall_arena_for_followers();
+void follow_arena_flag(std::shared_ptr<const std::atomic<bool>> flag);
 
 void bind_arena(pybind11::module_& m);
 

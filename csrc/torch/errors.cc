@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 
 #include "base/error.h"
 
@@ -65,6 +66,14 @@ void set_python_error() noexcept {
   } catch (...) {
     PyErr_SetString(PyExc_RuntimeError, "an unknown C++ exception");
   }
+}
+
+void throw_python_error() {
+  const py::gil_scoped_acquire gil;
+  set_python_error();
+  python_error error;
+  error.persist();
+  throw error;
 }
 
 }  // namespace pycomm

@@ -7,6 +7,7 @@
 #include "kernels/reduce.h"
 #include "torch/arena_allocator.h"
 #include "torch/backend.h"
+#include "torch/bucket_bindings.h"
 #include "torch/codecs.h"
 #include "torch/communicator.h"
 #include "torch/doctor.h"
@@ -184,6 +185,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_codecs(m);
   pycomm::bind_communicator(m.ptr());
   pycomm::bind_arena(m);
+  pycomm::bind_buckets(m);
   m.def("build_info", &pycomm::build_info);
   m.def("close_all", &pycomm::Backend::close_all, py::arg("reason"),
         py::call_guard<py::gil_scoped_release>());

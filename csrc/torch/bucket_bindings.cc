@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+#include "torch/bucket_bindings.h"
+
+#include <torch/csrc/utils/pybind.h>
+
+#include "base/error.h"
+#include "bucket/assign.h"
+#include "torch/bucket_broadcast.h"
+#include "torch/bucket_reducer.h"
+
+namespace py = pybind11;
+
+namespace pycomm {
+namespace {
+
+DType dtype_named(const std::string& name) {
+  for (int code = 0; code < kDTypeCount; ++code) {
+    if (name_of(static_cast<DType>(code)) == name) return static_cast<DType>(code);
+  }
+  throw UsageError("unknown dtype '" + name + "'");
+}
+
+}  // namespace
+
+void bind_buckets(py::module_& m) {
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  py::class_<BucketReducer, std::shared_ptr<BucketReducer>>(m, "BucketReducer")
+      .def(py::init([](const BucketReducer::BackendPtr& backend, std::vector<at::Tensor> parameters,
+                       std::vector<std::string> names, size_t first_bytes, size_t bucket_bytes,
+                       bool average) {
+             auto reducer = std::make_shared<BucketReducer>(
+                 backend, std::move(parameters),
+                 ReducerOptions{std::move(names), first_bytes, bucket_bytes, average});
+             reducer->attach();
+             return reducer;
+           }),
+           py::arg("backend"), py::arg("parameters"), py::arg("names"), py::arg("first_bytes"),
+           py::arg("bucket_bytes"), py::arg("average"))
+      .def("recover", &BucketReducer::recover, release)
+      .def("arm", &BucketReducer::arm, py::arg("outputs"), py::arg("reduce"), release)
+      .def("shadow", &BucketReducer::shadow, release)
+      .def("set_divisor", &BucketReducer::set_divisor, py::arg("divisor"), release)
+      .def("buckets", &BucketReducer::buckets, release)
+      .def("flat_bytes", &BucketReducer::flat_bytes, release);
+  m.def("broadcast_tensors", &broadcast_tensors, py::arg("backend"), py::arg("tensors"),
+        py::arg("root"), release);
+  m.def(
+      "assign_buckets",
+      [](const std::vector<std::tuple<size_t, std::string, int>>& parameters,
+         const std::vector<int>& order, size_t first_bytes, size_t bucket_bytes) {
+        std::vector<Parameter> given;
+        for (const auto& [bytes, dtype, device] : parameters) {
+          given.push_back({bytes, dtype_named(dtype), device});
+        }
+        std::vector<std::vector<int>> buckets;
+        for (auto& one : assign_buckets(given, order, first_bytes, bucket_bytes)) {
+          buckets.push_back(std::move(one.parameters));
+        }
+        return buckets;
+      },
+      py::arg("parameters"), py::arg("order"), py::arg("first_bytes"), py::arg("bucket_bytes"));
+}
+
+}  // namespace pycomm

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+// What a BucketReducer sends, and what becomes of the answers. All under its mutex.
+#include <ATen/Functions.h>
+
+#include "base/error.h"
+#include "torch/bucket_reducer.h"
+
+namespace pycomm {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+bool same_memory(const at::Tensor& a, const at::Tensor& b) {
+  return a.data_ptr() == b.data_ptr() && a.strides() == b.strides() && a.sizes() == b.sizes();
+}
+
+// The memory of a tensor without gaps, in the order in which it lies.
+at::Tensor as_it_lies(const at::Tensor& tensor) {
+  return tensor.detach().as_strided({tensor.numel()}, {1});
+}
+
+}  // namespace
+
+void BucketReducer::divide_by(int divisor) {
+  if (divisor == 0 && options_.average) {
+    op_ = c10d::ReduceOp::AVG;
+  } else {
+    op_ = c10d::makePreMulSum(1.0 / (divisor ? divisor : backend_->getSize()));
+  }
+}
+
+c10::intrusive_ptr<c10d::Work> BucketReducer::reduce(Tensors tensors) {
+  c10d::AllreduceCoalescedOptions options;
+  options.reduceOp = op_;
+  options.asyncOp = true;
+  return backend_->allreduce_coalesced(tensors, options);
+}
+
+void BucketReducer::launch(Bucket& bucket, Part part) {
+  Tensors tensors;
+  if (bucket.flat.defined()) {
+    tensors.push_back(part == Part::own ? bucket.flat : at::zeros_like(bucket.flat));
+  }
+  for (const int index : bucket.parameters) {
+    Gradient& gradient = gradients_[static_cast<size_t>(index)];
+    const bool alone = !gradient.view.defined();
+    if (part != Part::own) {
+      if (alone) tensors.push_back(as_it_lies(at::zeros_like(gradient.parameter)));
+      continue;
+    }
+    const auto contribution = contribution_of(gradient);
+    if (alone) tensors.push_back(as_it_lies(contribution));
+  }
+  bucket.work = reduce(std::move(tensors));
+}
+
+// A tensor laid out as the parameter, or its view in the flat memory, with what this rank has.
+at::Tensor BucketReducer::contribution_of(Gradient& gradient) {
+  at::Tensor& mine = gradient.parameter.mutable_grad();
+  if (!gradient.used || !mine.defined()) return substitute_for(gradient);
+  PYCOMM_USAGE(mine.layout() == at::kStrided && mine.device().is_cpu(),
+               "DataParallel: got a gradient of layout ", mine.layout(), " on ", mine.device(),
+               ", expected a dense one on cpu; set sparse=False");
+  if (gradient.view.defined()) {
+    if (!same_memory(mine, gradient.view)) {
+      gradient.view.copy_(mine.detach());
+      mine = gradient.view;
+    }
+    return gradient.view;
+  }
+  if (mine.strides() != gradient.parameter.strides() || !mine.is_non_overlapping_and_dense()) {
+    auto laid_out = at::empty_like(gradient.parameter);
+    laid_out.copy_(mine.detach());
+    mine = laid_out;
+  }
+  return mine;
+}
+
+// For a parameter that this backward has not used: zeros, or the gradient of an earlier one.
+at::Tensor BucketReducer::substitute_for(Gradient& gradient) {
+  const at::Tensor& mine = gradient.parameter.mutable_grad();
+  if (!gradient.view.defined()) {
+    gradient.substitute = mine.defined() ? at::empty_like(gradient.parameter).copy_(mine.detach())
+                                         : at::zeros_like(gradient.parameter);
+    return gradient.substitute;
+  }
+  gradient.substitute = gradient.view;
+  if (!mine.defined()) {
+    gradient.view.zero_();
+  } else if (same_memory(mine, gradient.view)) {
+    gradient.kept = mine.detach().clone();
+  } else {
+    gradient.view.copy_(mine.detach());
+  }
+  return gradient.view;
+}
+
+// One byte for each parameter: used here. Then one: this backward was interrupted.
+c10::intrusive_ptr<c10d::Work> BucketReducer::tell(Part part) {
+  auto* const told = told_.data_ptr<uint8_t>();
+  for (size_t i = 0; i < gradients_.size(); ++i) told[i] = part == Part::own && gradients_[i].used;
+  told[gradients_.size()] = part == Part::interrupted;
+  c10d::AllreduceOptions options;
+  options.reduceOp = c10d::ReduceOp::MAX;
+  options.asyncOp = true;
+  Tensors tensors{told_};
+  return backend_->allreduce(tensors, options);
+}
+
+void BucketReducer::reduce_rest(Part part) {
+  struct Rest {
+    BucketReducer& reducer;
+    ~Rest() { reducer.rest(); }
+  } at_the_end{*this};
+  *in_arena_ = false;
+  while (next_ < buckets_.size()) launch(buckets_[next_++], part);
+  const auto telling = tell(part);
+  for (const auto& bucket : buckets_) bucket.work->wait();
+  telling->wait();
+  const bool interrupted = told_[static_cast<int64_t>(gradients_.size())].item<bool>();
+  if (part == Part::own) {
+    adopt_substitutes();
+    PYCOMM_USAGE(!interrupted,
+                 "DataParallel: the gradients of this backward lack those of a rank whose backward "
+                 "was interrupted by an exception; skip this step on all ranks");
+  }
+  for (auto& gradient : gradients_) gradient.used = false;
+  if (!measured_ && !interrupted) agree_on_order();
+}
+
+void BucketReducer::adopt_substitutes() {
+  const auto* const told = told_.data_ptr<uint8_t>();
+  for (size_t i = 0; i < gradients_.size(); ++i) {
+    Gradient& gradient = gradients_[i];
+    if (!gradient.substitute.defined()) continue;
+    if (told[i]) {
+      gradient.parameter.mutable_grad() = gradient.substitute;
+    } else if (gradient.kept.defined()) {
+      gradient.parameter.mutable_grad() = gradient.kept;
+    }
+  }
+}
+
+}  // namespace pycomm

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+// Which gradients of a BucketReducer travel together, and where the small ones lie.
+#include <ATen/Functions.h>
+
+#include <algorithm>
+
+#include "base/limits.h"
+#include "bucket/assign.h"
+#include "torch/arena_allocator.h"
+#include "torch/bucket_reducer.h"
+#include "torch/tensors.h"
+
+namespace pycomm {
+
+// Rank 0's order of readiness is everybody's from now on. Parameters that it has not used come
+// last. Collective.
+void BucketReducer::agree_on_order() {
+  for (auto& gradient : gradients_) gradient.expected = std::max(1, gradient.brought);
+  std::vector<bool> seen(gradients_.size(), false);
+  for (const int index : readiness_) seen[static_cast<size_t>(index)] = true;
+  for (size_t i = gradients_.size(); i-- > 0;) {
+    if (!seen[i]) readiness_.push_back(static_cast<int>(i));
+  }
+  auto order = at::empty({static_cast<int64_t>(gradients_.size())}, at::kInt);
+  std::copy(readiness_.begin(), readiness_.end(), order.data_ptr<int>());
+  c10d::BroadcastOptions options;
+  options.asyncOp = true;
+  std::vector<at::Tensor> tensors{order};
+  backend_->broadcast(tensors, options)->wait();
+  lay_out({order.data_ptr<int>(), order.data_ptr<int>() + order.numel()});
+  readiness_.clear();
+  measured_ = true;
+}
+
+void BucketReducer::lay_out(const std::vector<int>& order) {
+  std::vector<Parameter> parameters;
+  for (const auto& gradient : gradients_) {
+    const at::Tensor& one = gradient.parameter;
+    parameters.push_back({one.nbytes(), dtype_of(Collective::all_reduce, one), -1});
+  }
+  buckets_.clear();
+  for (auto& assigned :
+       assign_buckets(parameters, order, options_.first_bytes, options_.bucket_bytes)) {
+    Bucket& bucket = buckets_.emplace_back();
+    bucket.parameters = std::move(assigned.parameters);
+    bucket.waiting = bucket.parameters.size();
+    for (const int index : bucket.parameters) {
+      gradients_[static_cast<size_t>(index)].bucket = buckets_.size() - 1;
+    }
+    put_small_ones(bucket);
+  }
+}
+
+// Each on a cache line of its own, laid out as its parameter.
+void BucketReducer::put_small_ones(Bucket& bucket) {
+  std::vector<int64_t> offsets;
+  int64_t count = 0;
+  for (const int index : bucket.parameters) {
+    const at::Tensor& one = gradients_[static_cast<size_t>(index)].parameter;
+    offsets.push_back(count);
+    if (one.nbytes() >= kGradientAloneBytes) continue;
+    const auto line = static_cast<int64_t>(kCacheLineBytes / one.element_size());
+    count += (one.numel() + line - 1) / line * line;
+  }
+  if (count > 0) {
+    const auto& like = gradients_[static_cast<size_t>(bucket.parameters[0])].parameter;
+    bucket.flat = arena_tensor(count, like.options().requires_grad(false)).zero_();
+  }
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    Gradient& gradient = gradients_[static_cast<size_t>(bucket.parameters[i])];
+    const at::Tensor& one = gradient.parameter;
+    if (one.nbytes() >= kGradientAloneBytes) {
+      gradient.view.reset();
+    } else if (one.is_non_overlapping_and_dense()) {
+      gradient.view = bucket.flat.as_strided(one.sizes(), one.strides(), offsets[i]);
+    } else {
+      gradient.view = bucket.flat.narrow(0, offsets[i], one.numel()).view(one.sizes());
+    }
+  }
+}
+
+}  // namespace pycomm

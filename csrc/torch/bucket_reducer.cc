@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+// The course of one backward: beginning, gradients, end. What goes out is in bucket_launch.cc.
+#include "torch/bucket_reducer.h"
+
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <numeric>
+
+#include "base/error.h"
+#include "torch/arena_allocator.h"
+#include "torch/errors.h"
+
+namespace pycomm {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+bool in_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
+
+}  // namespace
+
+// Before the function that made an output: the first thing a backward does.
+class BeginHook final : public torch::autograd::FunctionPreHook {
+ public:
+  BeginHook(std::weak_ptr<BucketReducer> reducer, bool reduce)
+      : reducer_(std::move(reducer)), reduce_(reduce) {}
+  Tensors operator()(const Tensors& gradients) override {
+    if (const auto reducer = reducer_.lock()) {
+      const std::lock_guard lock(reducer->mutex_);
+      reducer->begin(reduce_);
+    }
+    return gradients;
+  }
+
+ private:
+  const std::weak_ptr<BucketReducer> reducer_;
+  const bool reduce_;
+};
+
+// After a gradient, or a part of it, has been added to param.grad.
+class GradientHook final : public torch::autograd::FunctionPostHook {
+ public:
+  GradientHook(std::weak_ptr<BucketReducer> reducer, size_t index)
+      : reducer_(std::move(reducer)), index_(index) {}
+  Tensors operator()(const Tensors& outputs, const Tensors&) override {
+    if (const auto reducer = reducer_.lock()) {
+      raising_in_python([&] { reducer->on_gradient(index_); });
+    }
+    return outputs;
+  }
+
+ private:
+  const std::weak_ptr<BucketReducer> reducer_;
+  const size_t index_;
+};
+
+BucketReducer::BucketReducer(BackendPtr backend, Tensors parameters, ReducerOptions options)
+    : backend_(std::move(backend)), options_(std::move(options)) {
+  PYCOMM_USAGE(options_.names.size() == parameters.size(), "DataParallel: got ",
+               options_.names.size(), " names for ", parameters.size(), " parameters");
+  gradients_.resize(parameters.size());
+  for (size_t i = 0; i < parameters.size(); ++i) gradients_[i].parameter = parameters[i];
+  divide_by(0);
+  told_ = at::zeros({static_cast<int64_t>(parameters.size()) + 1}, at::kByte);
+  std::vector<int> order(parameters.size());
+  std::iota(order.rbegin(), order.rend(), 0);
+  lay_out(order);
+  install_arena_for_followers();
+}
+
+BucketReducer::~BucketReducer() {
+  *in_arena_ = false;
+  for (const auto& detach : detach_) detach();
+  uninstall_arena_for_followers();
+}
+
+void BucketReducer::attach() {
+  for (size_t i = 0; i < gradients_.size(); ++i) {
+    auto node = torch::autograd::impl::grad_accumulator(gradients_[i].parameter);
+    const auto key = node->add_post_hook(std::make_unique<GradientHook>(weak_from_this(), i));
+    // Keeps the node alive, too, which a parameter does not.
+    detach_.push_back([node, key] { node->del_post_hook(key); });
+  }
+}
+
+void BucketReducer::recover() {
+  const std::lock_guard lock(mutex_);
+  // A checkpoint runs forward again within backward.
+  if (!active_ || in_backward()) return;
+  if (reduce_) {
+    reduce_rest(Part::interrupted);
+  } else {
+    rest();
+  }
+}
+
+void BucketReducer::arm(const Tensors& outputs, bool reduce) {
+  {
+    const std::lock_guard lock(mutex_);
+    armed_ = true;
+    armed_reduce_ = reduce;
+  }
+  for (const auto& output : outputs) {
+    if (const auto node = output.grad_fn()) {
+      node->add_pre_hook(std::make_unique<BeginHook>(weak_from_this(), reduce));
+    }
+  }
+}
+
+void BucketReducer::set_divisor(int divisor) {
+  const std::lock_guard lock(mutex_);
+  divide_by(divisor);
+}
+
+void BucketReducer::shadow() {
+  const std::lock_guard lock(mutex_);
+  reduce_rest(Part::absent);
+}
+
+// Under mutex_, as everything below.
+void BucketReducer::begin(bool reduce) {
+  if (active_) {
+    reduce_ |= reduce;
+    return;
+  }
+  active_ = true;
+  reduce_ = reduce;
+  *in_arena_ = true;
+  follow_arena_flag(in_arena_);
+  torch::autograd::Engine::get_default_engine().queue_callback([weak = weak_from_this()] {
+    const auto reducer = weak.lock();
+    if (!reducer) return;
+    const std::lock_guard lock(reducer->mutex_);
+    raising_in_python([&] { reducer->finish(); });
+  });
+}
+
+void BucketReducer::on_gradient(size_t index) {
+  const std::lock_guard lock(mutex_);
+  if (!active_) {
+    if (!armed_) return;  // a backward of something else than a forward's output
+    begin(armed_reduce_);
+  }
+  Gradient& gradient = gradients_[index];
+  gradient.used = true;
+  if (!reduce_) return;
+  ++gradient.brought;
+  if (!measured_) {
+    if (gradient.brought == 1) readiness_.push_back(static_cast<int>(index));
+    return;
+  }
+  Bucket& bucket = buckets_[gradient.bucket];
+  PYCOMM_USAGE(gradient.brought <= gradient.expected || !bucket.work, "DataParallel: parameter ",
+               options_.names[index], " got gradients in ", gradient.brought, " parts, expected ",
+               gradient.expected,
+               " as in the first backward, and its bucket has gone out; let the first backward "
+               "use a module as often as any later one does");
+  if (gradient.brought != gradient.expected || --bucket.waiting > 0) return;
+  while (next_ < buckets_.size() && buckets_[next_].waiting == 0) {
+    launch(buckets_[next_++], Part::own);
+  }
+}
+
+void BucketReducer::finish() {
+  if (!active_) return;
+  if (reduce_) {
+    reduce_rest(Part::own);
+  } else {
+    rest();
+  }
+}
+
+void BucketReducer::rest() {
+  *in_arena_ = false;
+  active_ = armed_ = false;
+  next_ = 0;
+  for (auto& bucket : buckets_) {
+    bucket.waiting = bucket.parameters.size();
+    bucket.work.reset();
+  }
+  for (auto& gradient : gradients_) {
+    gradient.brought = 0;
+    gradient.substitute.reset();
+    gradient.kept.reset();
+  }
+}
+
+std::vector<std::vector<int>> BucketReducer::buckets() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::vector<int>> all;
+  for (const auto& bucket : buckets_) all.push_back(bucket.parameters);
+  return all;
+}
+
+std::vector<size_t> BucketReducer::flat_bytes() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<size_t> all;
+  for (const auto& bucket : buckets_)
+    all.push_back(bucket.flat.defined() ? bucket.flat.nbytes() : 0);
+  return all;
+}
+
+}  // namespace pycomm

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// Averages the gradients of a model over the ranks of a group while backward goes on: the core of
+// pycomm.DataParallel.
+//
+// Autograd tells of each gradient that is complete. When all gradients of a bucket are, the bucket
+// goes out as one asynchronous all_reduce, in the same order on all ranks. A large gradient is not
+// copied for that: it travels from where autograd has left it, which during a backward is the arena
+// (arena_allocator.h). Small ones are packed into the bucket's flat memory, which lies there too,
+// and param.grad becomes a view of it. At the end of backward, in a callback of the autograd
+// engine, what is left goes out, everything is waited for, and one small all_reduce tells which
+// parameters were used on any rank.
+//
+// An exception within backward leaves other ranks waiting for buckets. The next forward of this
+// rank sends zeros for what is missing and says so; ranks that did finish raise then.
+//
+// Any thread, one backward at a time; callers do not hold the GIL. Holds the group's backend and
+// the parameters; autograd holds it weakly.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <vector>
+
+namespace pycomm {
+
+struct ReducerOptions {
+  std::vector<std::string> names;  // of the parameters, for errors
+  size_t first_bytes = 0;          // of the first bucket
+  size_t bucket_bytes = 0;         // of the others
+  // The sum is divided in the collective. False: each rank scales its own gradients first, which
+  // rounds as torch's DDP does.
+  bool average = true;
+};
+
+class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
+ public:
+  using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
+
+  // Local. The parameters must be the same on all ranks; attach() comes next.
+  BucketReducer(BackendPtr backend, std::vector<at::Tensor> parameters, ReducerOptions options);
+  ~BucketReducer();
+  void attach();
+
+  // Before a forward: ends a backward that an exception has interrupted. Collective then.
+  void recover();
+  // After a forward with these outputs. `reduce`: false within no_sync().
+  void arm(const std::vector<at::Tensor>& outputs, bool reduce);
+  // Takes part in the backward of other ranks, without gradients. Collective.
+  void shadow();
+  // What divides the sum from now on, each rank scaling its own; 0: as at the beginning.
+  void set_divisor(int divisor);
+  // Parameters by bucket, in the order in which buckets go out.
+  std::vector<std::vector<int>> buckets() const;
+  std::vector<size_t> flat_bytes() const;
+
+ private:
+  friend class BeginHook;
+  friend class GradientHook;
+  struct Gradient {
+    at::Tensor parameter;
+    size_t bucket = 0;
+    at::Tensor view;   // in the bucket's flat memory; undefined: travels on its own
+    int expected = 1;  // how often one backward brings a part of it
+    int brought = 0;
+    bool used = false;      // since the last reduction, no_sync() included
+    at::Tensor substitute;  // was sent for a gradient that did not come
+    at::Tensor kept;        // an older gradient that `substitute` has displaced
+  };
+  struct Bucket {
+    std::vector<int> parameters;
+    at::Tensor flat;
+    size_t waiting = 0;
+    c10::intrusive_ptr<c10d::Work> work;  // null until it goes out
+  };
+  enum class Part { own, absent, interrupted };  // what this rank has in a reduction
+
+  void begin(bool reduce);
+  void on_gradient(size_t index);
+  void finish();
+  void rest();
+
+  void divide_by(int divisor);
+  void launch(Bucket& bucket, Part part);
+  at::Tensor contribution_of(Gradient& gradient);
+  at::Tensor substitute_for(Gradient& gradient);
+  void reduce_rest(Part part);
+  c10::intrusive_ptr<c10d::Work> reduce(std::vector<at::Tensor> tensors);
+  c10::intrusive_ptr<c10d::Work> tell(Part part);
+  void adopt_substitutes();
+
+  void agree_on_order();
+  void lay_out(const std::vector<int>& order);
+  void put_small_ones(Bucket& bucket);
+
+  const BackendPtr backend_;
+  const ReducerOptions options_;
+  c10d::ReduceOp op_;
+  std::vector<Gradient> gradients_;
+  std::vector<Bucket> buckets_;
+  size_t next_ = 0;             // the bucket to go out
+  std::vector<int> readiness_;  // order in which the first backward brings gradients
+  bool measured_ = false;       // all ranks know rank 0's
+  at::Tensor told_;             // uint8, for each parameter whether it was used, then interruption
+  bool armed_ = false, armed_reduce_ = false;
+  bool active_ = false, reduce_ = false;  // within a backward
+  const std::shared_ptr<std::atomic<bool>> in_arena_ = std::make_shared<std::atomic<bool>>(false);
+  std::vector<std::function<void()>> detach_;
+  mutable std::mutex mutex_;
+};
+
+}  // namespace pycomm

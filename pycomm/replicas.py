@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""What DataParallel asks of a model and a group before it trusts them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from pycomm.errors import UsageError
+from pycomm.native import load
+
+
+def backend_of(group: dist.ProcessGroup | None) -> tuple[Any, dist.ProcessGroup]:
+    """Returns the backend of a group for cpu, and the group; local.
+
+    Raises:
+        UsageError: there is no group, this rank is not in it, or it is not pycomm's.
+    """
+    if group is None:
+        if not dist.is_initialized():
+            raise UsageError(
+                'DataParallel: there is no process group; call init_process_group("pycomm") first'
+            )
+        group = dist.group.WORLD
+    if not isinstance(group, dist.ProcessGroup):
+        raise UsageError(
+            f"DataParallel: process_group is a {type(group).__name__}, expected a ProcessGroup "
+            "that this rank belongs to, or None"
+        )
+    backend = group._get_backend(torch.device("cpu"))
+    inner = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL
+    if not isinstance(inner, load().Backend):
+        raise UsageError(
+            f"DataParallel: the group's backend for cpu is {inner.name()}, expected pycomm; make "
+            'it with init_process_group("pycomm") or new_group(backend="pycomm")'
+        )
+    return backend, group
+
+
+def check_model(module: nn.Module) -> None:
+    """Local.
+
+    Raises:
+        UsageError: it is no module, has nothing to train, or has parameters or buffers that cannot
+            travel.
+    """
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"DataParallel: got a {type(module).__name__}, expected a torch.nn.Module")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise UsageError(
+            "DataParallel: no parameter of the module needs a gradient, so there is nothing to "
+            "average; use the module as it is"
+        )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise UsageError(
+                f"DataParallel: {name} has no shape yet; run one forward of the lazy module first"
+            )
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise UsageError(
+                f"DataParallel: {name} is {tensor.layout} on {tensor.device}, expected a dense "
+                "tensor on cpu"
+            )
+
+
+def check_same_on_all(module: nn.Module, group: dist.ProcessGroup) -> None:
+    """Compares names, shapes, strides and dtypes with the other ranks; collective.
+
+    Raises:
+        UsageError: they differ; the text names the first difference, on every rank.
+    """
+    mine = describe(module)
+    digest = hashlib.sha256("\n".join(mine).encode()).digest()
+    block = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+    blocks = [torch.empty_like(block) for _ in range(group.size())]
+    dist.all_gather(blocks, block, group=group)
+    if all(torch.equal(one, blocks[0]) for one in blocks):
+        return
+    found: list[list[str]] = [[] for _ in blocks]
+    dist.all_gather_object(found, mine, group=group)
+    for rank, theirs in enumerate(found):
+        if theirs != found[0]:
+            raise UsageError(_difference(rank, theirs, found[0]))
+
+
+def describe(module: nn.Module) -> list[str]:
+    """A line for each parameter and buffer, such as "parameter 0.weight: float32[3, 4]"."""
+    lines = []
+    for kind, named in (
+        ("parameter", module.named_parameters()),
+        ("buffer", module.named_buffers()),
+    ):
+        for name, tensor in named:
+            shape = ", ".join(map(str, tensor.shape))
+            line = f"{kind} {name}: {str(tensor.dtype).removeprefix('torch.')}[{shape}]"
+            if not tensor.is_contiguous():
+                line += f" with strides {tensor.stride()}"
+            if kind == "parameter" and not tensor.requires_grad:
+                line += ", frozen"
+            lines.append(line)
+    return lines
+
+
+def _difference(rank: int, theirs: list[str], reference: list[str]) -> str:
+    for a, b in zip(theirs, reference, strict=False):
+        if a != b:
+            break
+    else:
+        longer = max(theirs, reference, key=len)
+        extra = longer[min(len(theirs), len(reference))]
+        a, b = (extra, "nothing") if longer is theirs else ("nothing", extra)
+    return (
+        f"DataParallel: rank {rank} has {a} where rank 0 has {b}; build the same model on all ranks"
+    )
