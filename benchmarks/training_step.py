@@ -56,7 +56,8 @@ def rows_of(told: Sequence[Row], contenders: Sequence[Contender], world: int) ->
         for number in rounds:
             of_ranks = [one["step_ms"] for one in turns if one["round"] == number]
             steps += [max(times) for times in zip(*of_ranks, strict=True)]
-        steps.sort()
+        in_order = steps
+        steps = sorted(steps)
         last = [one for one in mine if "losses" in one]
         row = {
             "contender": contender.name,
@@ -67,11 +68,13 @@ def rows_of(told: Sequence[Row], contenders: Sequence[Contender], world: int) ->
             "step_ms_p10": steps[len(steps) // 10],
             "step_ms_p90": steps[len(steps) * 9 // 10],
             "step_ms": [round(one, 2) for one in steps],
+            "step_ms_in_order": [round(one, 2) for one in in_order],
             "faults": statistics.median(one["faults"] for one in turns),
             "switches": statistics.median(one["switches"] for one in turns),
             "cpu_ms": by_thread(turns, "cpu_ms"),
             "ready_ms": by_thread(turns, "ready_ms"),
             "parameters": last[0]["parameters"],
+            "peak_mib": max(one["peak_mib"] for one in last),
             "losses": [
                 statistics.fmean(of_ranks)
                 for of_ranks in zip(*(one["losses"] for one in last), strict=True)

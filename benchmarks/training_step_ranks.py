@@ -25,6 +25,7 @@ WIDTH, LAYERS, HEADS, BLOCK = 640, 6, 10, 64
 LEARNING_RATE = 0.1
 WARM_STEPS = 3  # DDP lays its buckets out again after the first; then memory is in place
 SEED = 1
+DATA_PARALLEL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,12 @@ class Trainer:
 
         import pycomm
 
-        if os.environ.get("PYCOMM_BENCH_WRAPPER") == "pycomm":
-            return pycomm.DataParallel(model)
+        wrapper = os.environ.get("PYCOMM_BENCH_WRAPPER", "ddp")
+        if wrapper == "pycomm":  # with a size given it tries no others
+            return pycomm.DataParallel(model, bucket_bytes=DATA_PARALLEL_BYTES)
         wrapped = DistributedDataParallel(
             model,
-            gradient_as_bucket_view=self.job.bucket_view,
+            gradient_as_bucket_view=self.job.bucket_view or wrapper == "ddp_view",
             bucket_cap_mb=self.job.bucket_mb,
         )
         if self.fake:  # its all_reduce has no result
@@ -238,7 +240,13 @@ def rank_main(context: Context, contenders: Sequence[Contender], world: int, job
             losses.append(trainer.step())
             times.append(1e3 * (time.perf_counter() - begin))
         seat.emit({"round": number, "step_ms": times, **Usage.now().since(before, job.steps)})
-    seat.emit({"losses": losses, "parameters": sum(p.numel() for p in trainer.model.parameters())})
+    seat.emit(
+        {
+            "losses": losses,
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+    )
     if trainer.backend:
         import torch.distributed as dist
 

@@ -15,10 +15,11 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
 from pycomm.errors import UsageError
 from pycomm.native import load
-from pycomm.replicas import backend_of, check_model, check_same_on_all
+from pycomm.options import Options
+from pycomm.replicas import backend_of, check_model, check_same_on_all, inner_of
 
-# Of a bucket, and of the first one, which is small so that communication starts early.
-_BUCKET_BYTES, _FIRST_BYTES = 4 << 20, 1 << 20
+# The default in front, then what is tried besides.
+_BUCKET_BYTES = [4 << 20, 1 << 20, 25 << 20]
 
 
 class DataParallel(nn.Module, Joinable):
@@ -37,7 +38,10 @@ class DataParallel(nn.Module, Joinable):
     Args:
         module: The model: the same on all ranks, with parameters on cpu.
         process_group: A group of the backend pycomm. Default: the default group.
-        bucket_bytes: Bytes of gradients that go out together, 1 or more. Default: 4 MiB.
+        bucket_bytes: Bytes of gradients that go out together, 1 or more. Default: 4 MiB, or
+            another size if that turns out to be faster in the first steps.
+        wire: What float32 gradients of 64 KiB and more travel as, see docs/wire.md; makes a group
+            of its own for them. Default: the format of the process group.
         broadcast_buffers: Each forward begins with the buffers of rank 0.
 
     Attributes:
@@ -56,6 +60,7 @@ class DataParallel(nn.Module, Joinable):
         *,
         process_group: dist.ProcessGroup | None = None,
         bucket_bytes: int | None = None,
+        wire: str | None = None,
         broadcast_buffers: bool = True,
     ) -> None:
         super().__init__()
@@ -80,20 +85,32 @@ class DataParallel(nn.Module, Joinable):
         load().broadcast_tensors(backend, _state_of(module), 0)
         if broadcast_buffers:
             self._buffers_of_module = list(module.buffers())
-        self._reducer = self._make_reducer(bucket_bytes or _BUCKET_BYTES)
+        gradients = backend if wire is None else self._group_with(wire)
+        self._reducer = self._make_reducer(
+            gradients, [bucket_bytes] if bucket_bytes else _BUCKET_BYTES
+        )
 
-    def _make_reducer(self, bucket_bytes: int) -> Any:
+    def _group_with(self, wire: str) -> Any:
+        ranks = dist.get_process_group_ranks(self.process_group)
+        options = Options(wire=wire)
+        options.resolved()  # refuses an unknown format here, on every rank alike
+        group = dist.new_group(
+            ranks, backend="pycomm", pg_options=options, use_local_synchronization=True
+        )
+        return backend_of(group)[0]
+
+    def _make_reducer(self, backend: Any, bucket_bytes: list[int]) -> Any:
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         ranks = self.process_group.size()
-        # A division by a power of two rounds as the multiplication with its inverse does, which is
-        # how DDP divides, and the collective does it at no cost.
+        # DDP multiplies with the inverse before it adds. For powers of two the collective's own
+        # division, which costs nothing, has the same bits; narrow formats know no other.
+        power_of_two = ranks & (ranks - 1) == 0
         return load().BucketReducer(
-            backend=self._backend,
+            backend=backend,
             parameters=list(trained.values()),
             names=list(trained),
-            first_bytes=min(_FIRST_BYTES, bucket_bytes),
             bucket_bytes=bucket_bytes,
-            average=ranks & (ranks - 1) == 0,
+            average=power_of_two or inner_of(backend).options.wire != "fp32",
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,12 +142,19 @@ class DataParallel(nn.Module, Joinable):
     def buckets(self) -> list[list[str]]:
         """Returns the names of the parameters by bucket, in the order in which they go out; local.
 
-        They are laid out again at the end of the first backward.
+        They are laid out again at the end of the first backward, and when a size is tried.
         """
         if self._reducer is None:
             return []
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]
         return [[names[index] for index in bucket] for bucket in self._reducer.buckets()]
+
+    def bucket_bytes(self) -> tuple[int, bool]:
+        """Returns the size of buckets, and whether it stays (or others are still tried); local."""
+        found: tuple[int, bool] = (
+            (0, True) if self._reducer is None else self._reducer.bucket_bytes()
+        )
+        return found
 
     def __getattr__(self, name: str) -> Any:
         """Finds what this class does not have in the module."""

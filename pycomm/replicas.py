@@ -33,13 +33,18 @@ def backend_of(group: dist.ProcessGroup | None) -> tuple[Any, dist.ProcessGroup]
             "that this rank belongs to, or None"
         )
     backend = group._get_backend(torch.device("cpu"))
-    inner = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL
+    inner = inner_of(backend)
     if not isinstance(inner, load().Backend):
         raise UsageError(
             f"DataParallel: the group's backend for cpu is {inner.name()}, expected pycomm; make "
             'it with init_process_group("pycomm") or new_group(backend="pycomm")'
         )
     return backend, group
+
+
+def inner_of(backend: Any) -> Any:
+    """Returns what TORCH_DISTRIBUTED_DEBUG=DETAIL wraps; local."""
+    return getattr(backend, "wrapped_pg", backend)
 
 
 def check_model(module: nn.Module) -> None:

@@ -163,6 +163,12 @@ inline constexpr size_t kArenaThresholdBytes = 64 * 1024;
 // A gradient of this size and more travels on its own instead of being copied into its bucket: an
 // operation more costs some microseconds, and from here on it lies in the arena by itself.
 inline constexpr size_t kGradientAloneBytes = kArenaThresholdBytes;
+// As torch's.
+inline constexpr size_t kFirstBucketBytes = 1024 * 1024;
+// A bucket's size is tried for this many backwards after one that is not counted, and has to be
+// this much faster than the default: less is noise.
+inline constexpr int kTrialBackwards = 3;
+inline constexpr double kTrialGain = 0.03;
 // Looking how much memory is left costs about as much as touching 30 pages; done once for this
 // much.
 inline constexpr size_t kArenaGrantBytes = 64 * 1024 * 1024;

@@ -26,22 +26,22 @@ void bind_buckets(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<BucketReducer, std::shared_ptr<BucketReducer>>(m, "BucketReducer")
       .def(py::init([](const BucketReducer::BackendPtr& backend, std::vector<at::Tensor> parameters,
-                       std::vector<std::string> names, size_t first_bytes, size_t bucket_bytes,
+                       std::vector<std::string> names, std::vector<size_t> bucket_bytes,
                        bool average) {
              auto reducer = std::make_shared<BucketReducer>(
                  backend, std::move(parameters),
-                 ReducerOptions{std::move(names), first_bytes, bucket_bytes, average});
+                 ReducerOptions{std::move(names), std::move(bucket_bytes), average});
              reducer->attach();
              return reducer;
            }),
-           py::arg("backend"), py::arg("parameters"), py::arg("names"), py::arg("first_bytes"),
-           py::arg("bucket_bytes"), py::arg("average"))
+           py::arg("backend"), py::arg("parameters"), py::arg("names"), py::arg("bucket_bytes"),
+           py::arg("average"))
       .def("recover", &BucketReducer::recover, release)
       .def("arm", &BucketReducer::arm, py::arg("outputs"), py::arg("reduce"), release)
       .def("shadow", &BucketReducer::shadow, release)
       .def("set_divisor", &BucketReducer::set_divisor, py::arg("divisor"), release)
       .def("buckets", &BucketReducer::buckets, release)
-      .def("flat_bytes", &BucketReducer::flat_bytes, release);
+      .def("bucket_bytes", &BucketReducer::bucket_bytes, release);
   m.def("broadcast_tensors", &broadcast_tensors, py::arg("backend"), py::arg("tensors"),
         py::arg("root"), release);
   m.def(

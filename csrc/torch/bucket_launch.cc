@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include "base/error.h"
+#include "bucket/pack.h"
 #include "torch/bucket_reducer.h"
 
 namespace pycomm {
@@ -10,8 +11,16 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
+// Two tensors of one shape whose elements lie in the same order, without gaps.
+bool alike(const at::Tensor& a, const at::Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return a.is_non_overlapping_and_dense();
+}
+
 bool same_memory(const at::Tensor& a, const at::Tensor& b) {
-  return a.data_ptr() == b.data_ptr() && a.strides() == b.strides() && a.sizes() == b.sizes();
+  return a.data_ptr() == b.data_ptr() && alike(a, b);
 }
 
 // The memory of a tensor without gaps, in the order in which it lies.
@@ -39,36 +48,59 @@ c10::intrusive_ptr<c10d::Work> BucketReducer::reduce(Tensors tensors) {
 void BucketReducer::launch(Bucket& bucket, Part part) {
   Tensors tensors;
   if (bucket.flat.defined()) {
+    if (part == Part::own) pack_small_ones(bucket);
     tensors.push_back(part == Part::own ? bucket.flat : at::zeros_like(bucket.flat));
   }
   for (const int index : bucket.parameters) {
     Gradient& gradient = gradients_[static_cast<size_t>(index)];
-    const bool alone = !gradient.view.defined();
-    if (part != Part::own) {
-      if (alone) tensors.push_back(as_it_lies(at::zeros_like(gradient.parameter)));
-      continue;
-    }
-    const auto contribution = contribution_of(gradient);
-    if (alone) tensors.push_back(as_it_lies(contribution));
+    if (gradient.view.defined()) continue;
+    tensors.push_back(as_it_lies(part == Part::own ? contribution_of(gradient)
+                                                   : at::zeros_like(gradient.parameter)));
   }
   bucket.work = reduce(std::move(tensors));
 }
 
-// A tensor laid out as the parameter, or its view in the flat memory, with what this rank has.
-at::Tensor BucketReducer::contribution_of(Gradient& gradient) {
-  at::Tensor& mine = gradient.parameter.mutable_grad();
-  if (!gradient.used || !mine.defined()) return substitute_for(gradient);
-  PYCOMM_USAGE(mine.layout() == at::kStrided && mine.device().is_cpu(),
-               "DataParallel: got a gradient of layout ", mine.layout(), " on ", mine.device(),
-               ", expected a dense one on cpu; set sparse=False");
-  if (gradient.view.defined()) {
-    if (!same_memory(mine, gradient.view)) {
-      gradient.view.copy_(mine.detach());
-      mine = gradient.view;
+bool BucketReducer::has_own(Gradient& gradient) const {
+  const at::Tensor& mine = gradient.parameter.mutable_grad();
+  if (!gradient.used || !mine.defined()) return false;
+  PYCOMM_USAGE(mine.layout() == at::kStrided, "DataParallel: got a gradient of layout ",
+               mine.layout(), ", expected a dense one; make the module with sparse=False");
+  return true;
+}
+
+// Into the flat memory, in one pass; from then on param.grad is there.
+void BucketReducer::pack_small_ones(Bucket& bucket) {
+  std::vector<Piece> pieces;
+  std::vector<size_t> offsets;
+  for (const int index : bucket.parameters) {
+    Gradient& gradient = gradients_[static_cast<size_t>(index)];
+    if (!gradient.view.defined()) continue;
+    at::Tensor& mine = gradient.parameter.mutable_grad();
+    if (!has_own(gradient)) {
+      substitute_for(gradient);
+    } else if (!same_memory(mine, gradient.view)) {
+      if (alike(mine, gradient.view)) {
+        pieces.push_back({static_cast<std::byte*>(mine.data_ptr()), mine.nbytes()});
+        offsets.push_back(gradient.offset);
+      } else {
+        gradient.view.copy_(mine.detach());
+      }
     }
-    return gradient.view;
   }
-  if (mine.strides() != gradient.parameter.strides() || !mine.is_non_overlapping_and_dense()) {
+  pack(static_cast<std::byte*>(bucket.flat.data_ptr()), pieces, offsets);
+  for (const int index : bucket.parameters) {
+    Gradient& gradient = gradients_[static_cast<size_t>(index)];
+    if (!gradient.view.defined() || gradient.substitute.defined()) continue;
+    at::Tensor& mine = gradient.parameter.mutable_grad();
+    if (!same_memory(mine, gradient.view)) mine = gradient.view;
+  }
+}
+
+// Of a parameter that travels on its own: a tensor laid out as it.
+at::Tensor BucketReducer::contribution_of(Gradient& gradient) {
+  if (!has_own(gradient)) return substitute_for(gradient);
+  at::Tensor& mine = gradient.parameter.mutable_grad();
+  if (!alike(mine, gradient.parameter)) {
     auto laid_out = at::empty_like(gradient.parameter);
     laid_out.copy_(mine.detach());
     mine = laid_out;
@@ -125,7 +157,12 @@ void BucketReducer::reduce_rest(Part part) {
                  "was interrupted by an exception; skip this step on all ranks");
   }
   for (auto& gradient : gradients_) gradient.used = false;
-  if (!measured_ && !interrupted) agree_on_order();
+  if (interrupted) return;
+  if (measured_) {
+    try_sizes();
+  } else {
+    agree_on_order();
+  }
 }
 
 void BucketReducer::adopt_substitutes() {

@@ -27,20 +27,42 @@ void BucketReducer::agree_on_order() {
   options.asyncOp = true;
   std::vector<at::Tensor> tensors{order};
   backend_->broadcast(tensors, options)->wait();
-  lay_out({order.data_ptr<int>(), order.data_ptr<int>() + order.numel()});
+  order_.assign(order.data_ptr<int>(), order.data_ptr<int>() + order.numel());
+  lay_out();
   readiness_.clear();
   measured_ = true;
 }
 
-void BucketReducer::lay_out(const std::vector<int>& order) {
+// After a backward. Ranks count backwards alike, and the slowest one decides. Collective when all
+// sizes have been tried.
+void BucketReducer::try_sizes() {
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begun_;
+  if (trial_.settled() || !trial_.record(active_ ? taken.count() : 0)) return;
+  if (trial_.complete()) {
+    const auto seconds = trial_.seconds();
+    auto told = at::empty({static_cast<int64_t>(seconds.size())}, at::kDouble);
+    std::copy(seconds.begin(), seconds.end(), told.data_ptr<double>());
+    c10d::AllreduceOptions options;
+    options.reduceOp = c10d::ReduceOp::MAX;
+    options.asyncOp = true;
+    std::vector<at::Tensor> tensors{told};
+    backend_->allreduce(tensors, options)->wait();
+    std::copy_n(told.data_ptr<double>(), seconds.size(), seconds.begin());
+    trial_.decide();
+  }
+  lay_out();
+}
+
+void BucketReducer::lay_out() {
   std::vector<Parameter> parameters;
   for (const auto& gradient : gradients_) {
     const at::Tensor& one = gradient.parameter;
     parameters.push_back({one.nbytes(), dtype_of(Collective::all_reduce, one), -1});
   }
   buckets_.clear();
-  for (auto& assigned :
-       assign_buckets(parameters, order, options_.first_bytes, options_.bucket_bytes)) {
+  // The first one is small, so that communication starts early.
+  const size_t first_bytes = std::min(kFirstBucketBytes, trial_.size());
+  for (auto& assigned : assign_buckets(parameters, order_, first_bytes, trial_.size())) {
     Bucket& bucket = buckets_.emplace_back();
     bucket.parameters = std::move(assigned.parameters);
     bucket.waiting = bucket.parameters.size();
@@ -69,6 +91,7 @@ void BucketReducer::put_small_ones(Bucket& bucket) {
   for (size_t i = 0; i < offsets.size(); ++i) {
     Gradient& gradient = gradients_[static_cast<size_t>(bucket.parameters[i])];
     const at::Tensor& one = gradient.parameter;
+    gradient.offset = static_cast<size_t>(offsets[i] * one.element_size());
     if (one.nbytes() >= kGradientAloneBytes) {
       gradient.view.reset();
     } else if (one.is_non_overlapping_and_dense()) {

@@ -58,16 +58,16 @@ class GradientHook final : public torch::autograd::FunctionPostHook {
 };
 
 BucketReducer::BucketReducer(BackendPtr backend, Tensors parameters, ReducerOptions options)
-    : backend_(std::move(backend)), options_(std::move(options)) {
+    : backend_(std::move(backend)), options_(std::move(options)), trial_(options_.bucket_bytes) {
   PYCOMM_USAGE(options_.names.size() == parameters.size(), "DataParallel: got ",
                options_.names.size(), " names for ", parameters.size(), " parameters");
   gradients_.resize(parameters.size());
   for (size_t i = 0; i < parameters.size(); ++i) gradients_[i].parameter = parameters[i];
   divide_by(0);
   told_ = at::zeros({static_cast<int64_t>(parameters.size()) + 1}, at::kByte);
-  std::vector<int> order(parameters.size());
-  std::iota(order.rbegin(), order.rend(), 0);
-  lay_out(order);
+  order_.resize(parameters.size());
+  std::iota(order_.rbegin(), order_.rend(), 0);
+  lay_out();
   install_arena_for_followers();
 }
 
@@ -128,6 +128,7 @@ void BucketReducer::begin(bool reduce) {
   }
   active_ = true;
   reduce_ = reduce;
+  begun_ = std::chrono::steady_clock::now();
   *in_arena_ = true;
   follow_arena_flag(in_arena_);
   torch::autograd::Engine::get_default_engine().queue_callback([weak = weak_from_this()] {
@@ -195,12 +196,9 @@ std::vector<std::vector<int>> BucketReducer::buckets() const {
   return all;
 }
 
-std::vector<size_t> BucketReducer::flat_bytes() const {
+std::pair<size_t, bool> BucketReducer::bucket_bytes() const {
   const std::lock_guard lock(mutex_);
-  std::vector<size_t> all;
-  for (const auto& bucket : buckets_)
-    all.push_back(bucket.flat.defined() ? bucket.flat.nbytes() : 0);
-  return all;
+  return {trial_.size(), trial_.settled()};
 }
 
 }  // namespace pycomm

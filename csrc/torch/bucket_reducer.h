@@ -20,6 +20,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -27,12 +28,14 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
 
+#include "bucket/size_trial.h"
+
 namespace pycomm {
 
 struct ReducerOptions {
   std::vector<std::string> names;  // of the parameters, for errors
-  size_t first_bytes = 0;          // of the first bucket
-  size_t bucket_bytes = 0;         // of the others
+  // Of gradients in a bucket; several are tried in the first steps, see size_trial.h.
+  std::vector<size_t> bucket_bytes;
   // The sum is divided in the collective. False: each rank scales its own gradients first, which
   // rounds as torch's DDP does.
   bool average = true;
@@ -57,7 +60,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   void set_divisor(int divisor);
   // Parameters by bucket, in the order in which buckets go out.
   std::vector<std::vector<int>> buckets() const;
-  std::vector<size_t> flat_bytes() const;
+  // The size in use, and whether it stays.
+  std::pair<size_t, bool> bucket_bytes() const;
 
  private:
   friend class BeginHook;
@@ -65,8 +69,9 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   struct Gradient {
     at::Tensor parameter;
     size_t bucket = 0;
-    at::Tensor view;   // in the bucket's flat memory; undefined: travels on its own
-    int expected = 1;  // how often one backward brings a part of it
+    at::Tensor view;    // in the bucket's flat memory; undefined: travels on its own
+    size_t offset = 0;  // of the view, in bytes
+    int expected = 1;   // how often one backward brings a part of it
     int brought = 0;
     bool used = false;      // since the last reduction, no_sync() included
     at::Tensor substitute;  // was sent for a gradient that did not come
@@ -88,6 +93,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   void divide_by(int divisor);
   void launch(Bucket& bucket, Part part);
   at::Tensor contribution_of(Gradient& gradient);
+  void pack_small_ones(Bucket& bucket);
+  bool has_own(Gradient& gradient) const;
   at::Tensor substitute_for(Gradient& gradient);
   void reduce_rest(Part part);
   c10::intrusive_ptr<c10d::Work> reduce(std::vector<at::Tensor> tensors);
@@ -95,7 +102,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   void adopt_substitutes();
 
   void agree_on_order();
-  void lay_out(const std::vector<int>& order);
+  void try_sizes();
+  void lay_out();
   void put_small_ones(Bucket& bucket);
 
   const BackendPtr backend_;
@@ -105,8 +113,11 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   std::vector<Bucket> buckets_;
   size_t next_ = 0;             // the bucket to go out
   std::vector<int> readiness_;  // order in which the first backward brings gradients
-  bool measured_ = false;       // all ranks know rank 0's
-  at::Tensor told_;             // uint8, for each parameter whether it was used, then interruption
+  bool measured_ = false;       // that order is known,
+  std::vector<int> order_;      // and rank 0's is everybody's
+  SizeTrial trial_;
+  std::chrono::steady_clock::time_point begun_;
+  at::Tensor told_;  // uint8, for each parameter whether it was used, then interruption
   bool armed_ = false, armed_reduce_ = false;
   bool active_ = false, reduce_ = false;  // within a backward
   const std::shared_ptr<std::atomic<bool>> in_arena_ = std::make_shared<std::atomic<bool>>(false);

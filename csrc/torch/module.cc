@@ -74,6 +74,11 @@ void bind_options(py::module_& m) {
            })
       .def("set_wire",
            [](BackendOptions& o, const std::string& v) { o.engine.wire = parse_wire(v); })
+      .def_property_readonly("wire",
+                             [](const BackendOptions& o) {
+                               const WireChoice& chosen = o.engine.wire;
+                               return std::string(chosen.automatic ? "auto" : name_of(chosen.wire));
+                             })
       .def_property(
           "check_plans", [](const BackendOptions& o) { return o.engine.check_plans; },
           [](BackendOptions& o, bool v) { o.engine.check_plans = v; })
