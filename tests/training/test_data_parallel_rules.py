@@ -276,6 +276,30 @@ def test_a_rank_that_dies_is_named_by_the_backward_of_the_others() -> None:
     assert re.search(r"rank 1 .*\bpid\b", told), told
 
 
+def twice(me: Rank) -> list[bool]:
+    model, other = pycomm.DataParallel(wide()), wide()
+    for step in range(2):  # the very first backward sends at its end, later ones in between
+        model.zero_grad()
+        loss = square_loss(model, rows_of(me.rank)[step])
+        loss.backward(retain_graph=True)
+        once = [p.grad.clone() for p in model.parameters()]
+        loss.backward()
+    shares = [
+        torch.autograd.grad(square_loss(other, rows_of(rank)[1]), list(other.parameters()))
+        for rank in range(me.world_size)
+    ]
+    means = [(a + b) / 2 for a, b in zip(*shares, strict=True)]
+    return [
+        a.equal(mean) and torch.allclose(p.grad, mean * 2)
+        for a, p, mean in zip(once, model.parameters(), means, strict=True)
+    ]
+
+
+def test_two_backwards_through_one_graph_add_up() -> None:
+    for equal in run_ranks(twice, 2):
+        assert all(equal)
+
+
 # ---- narrow formats
 
 
