@@ -176,6 +176,9 @@ inline constexpr size_t kArenaGrantBytes = 64 * 1024 * 1024;
 inline constexpr size_t kArenaReserveBytes = 128 * 1024 * 1024;
 // Memory of a peer's arena is made ready for use here in pieces of this size; its state is one bit.
 inline constexpr size_t kArenaGranuleBytes = 64 * 1024;
+// Most that is made ready in one call to the kernel, some 5 ms: other threads of the process, such
+// as the one that answers pings, cannot map memory meanwhile.
+inline constexpr size_t kArenaEnterBytesMax = 64 * 1024 * 1024;
 // Under a limit of address space each process maps its own arena and its peers'.
 inline constexpr size_t kArenaAddressShare = 8;
 // How long fork waits for the child to copy what is in use; some 2 GB/s.

@@ -27,8 +27,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// One word in each direction, and the memory through which bytes pass. Shared: nobody waits for the
-// partner's thread to end, since nobody knows when it gets a core.
+// One word in each direction, and the memory through which bytes pass. Shared: nobody waits for a
+// partner that has not begun, since nobody knows when it gets a core.
 struct Desk {
   alignas(kCacheLineBytes) std::atomic<uint32_t> asked{0};
   alignas(kCacheLineBytes) std::atomic<uint32_t> answered{0};
@@ -72,10 +72,10 @@ void partner_of(Desk& desk) {
 class Measurement {
  public:
   Measurement() {
-    std::thread([desk = desk_, core = ::sched_getcpu()] {
+    partner_ = std::thread([desk = desk_, core = ::sched_getcpu()] {
       leave_core(core);
       partner_of(*desk);
-    }).detach();
+    });
     // Asleep: who spins here may keep the partner from its core for a tick.
     const auto patience = Deadline::after(kMeasurePatience);
     while (!desk_->there && !patience.expired()) {
@@ -83,7 +83,14 @@ class Measurement {
     }
     deadline_ = Deadline::after(kMeasureMax);
   }
-  ~Measurement() { desk_->over = true; }
+  ~Measurement() {
+    desk_->over = true;
+    if (desk_->there) {
+      partner_.join();
+    } else {
+      partner_.detach();
+    }
+  }
 
   std::optional<LinkCost> result() {
     if (!desk_->there) return std::nullopt;
@@ -139,6 +146,7 @@ class Measurement {
   std::vector<std::byte> here_ = std::vector<std::byte>(kMeasureBytes);
   Deadline deadline_ = Deadline::never();  // until the partner runs
   bool in_time_ = true;
+  std::thread partner_;
 };
 
 bool credible(const LinkCost& link) {

@@ -86,21 +86,21 @@ void PeerArena::enter_pages(std::byte* base, size_t offset, size_t bytes) {
   const size_t end = (offset + bytes) / kArenaGranuleBytes;
   size_t missing = begin;  // [missing, granule) is to be entered
   for (size_t granule = begin; granule <= end; ++granule) {
+    bool enter = false;
     if (granule < end) {
       auto& word = entered_[granule / 64];
       const uint64_t bit = uint64_t{1} << (granule % 64);
-      if (!(word.load(std::memory_order_relaxed) & bit)) {
-        word.fetch_or(bit, std::memory_order_relaxed);
-        continue;
-      }
+      enter = !(word.load(std::memory_order_relaxed) & bit);
+      if (enter) word.fetch_or(bit, std::memory_order_relaxed);
     }
+    if (enter && granule - missing < kArenaEnterBytesMax / kArenaGranuleBytes) continue;
 #ifdef MADV_POPULATE_READ
     if (missing < granule) {
       ::madvise(base + missing * kArenaGranuleBytes, (granule - missing) * kArenaGranuleBytes,
                 MADV_POPULATE_READ);
     }
 #endif
-    missing = granule + 1;
+    missing = enter ? granule : granule + 1;
   }
 }
 
