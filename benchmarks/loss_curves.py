@@ -62,11 +62,11 @@ class Job:
     """The model and its training; the names are those of examples/ddp_unchanged.py."""
 
     steps: int = 500
-    batch_size: int = 24
+    batch_size: int = 16
     block_size: int = 64
     layers: int = 2
     heads: int = 4
-    width: int = 128
+    width: int = 96
     dropout: float = 0.0
     lr: float = 1.5e-3
     warmup: int = 30
