@@ -72,8 +72,8 @@ class Job:
     warmup: int = 30
     clip: float = 1.0
     seed: int = 1
-    val_every: int = 25
-    val_sequences: int = 256
+    val_every: int = 50
+    val_sequences: int = 192
     data: str = "manual"
     data_bytes: int = 2_000_000
 
