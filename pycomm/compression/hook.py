@@ -89,10 +89,7 @@ class Exchange:
 
 
 class Encoded:
-    """Sends gradients encoded, and forgets what that loses; `hook`'s state.
-
-    For int8 this is often enough; int4 wants ErrorFeedback.
-    """
+    """Sends gradients encoded, and forgets what that loses; `hook`'s state."""
 
     def __init__(
         self, wire: str, model: DistributedDataParallel, *, exact_below: int = EXACT_BELOW
