@@ -43,6 +43,10 @@ inline constexpr double kWireGainMin = 1.25;
 // the cores (1 MiB each here). 64 MiB between 2 ranks took 5.3 ms instead of 10.5; slices of half
 // the size were as fast, of four times the size a quarter slower.
 inline constexpr size_t kSliceBytesMin = 512 * 1024;
+// Between hosts a slice also ends with a round trip in which nothing travels, so slices are larger:
+// with 2 MiB for each rank that is 3 % at 10 Gbit/s and 0.1 ms. What travels encoded is not sliced:
+// the network is slow then and memory is not what counts.
+inline constexpr size_t kSliceBytesBetweenHosts = 2 * 1024 * 1024;
 // Frames in flight per direction. Four let both sides work while two wait.
 inline constexpr int kSlots = 4;
 // In groups of this many ranks two: there are so many rings that with four slots each they leave
@@ -201,6 +205,11 @@ inline constexpr int kTcpConnections = 2;
 // What a receiver reads beyond the bytes it asked for: a small frame whole, behind the end of a
 // large one the next header.
 inline constexpr size_t kTcpReadAheadBytes = 4096;
+// What the kernel holds of a connection that is not acknowledged, where a round trip takes at most
+// kTcpNear: twice this is 5 GB/s there and still lies in a cache. By itself the kernel grows it to
+// megabytes. On longer ways it needs them.
+inline constexpr int kTcpSendBytesNear = 256 * 1024;
+inline constexpr auto kTcpNear = 200us;
 inline constexpr int kRecorderEntries = 1024;
 
 }  // namespace pycomm

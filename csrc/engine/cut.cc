@@ -8,8 +8,12 @@ namespace pycomm {
 Cut cut_for(int world_size, size_t segment_bytes, bool shared_memory, bool exact) {
   Cut cut;
   cut.segment_bytes = cut.segment_bytes_min = segment_bytes;
-  if (!shared_memory) return cut;
   const auto ranks = static_cast<size_t>(std::max(1, world_size));
+  if (!shared_memory) {
+    cut.slice_bytes = ranks * std::max(segment_bytes, kSliceBytesBetweenHosts);
+    cut.slice_encoded = false;
+    return cut;
+  }
   cut.slice_bytes = std::max(kSliceBytesMin, ranks * segment_bytes);
   if (exact) return cut;
   cut.segments_wanted = kSegmentsWanted;

@@ -21,11 +21,12 @@ struct Cut {
   // Of an all_reduce's tensor that goes through the plan before the rest does: what the first half
   // of the plan left in the cache is still there when the second half needs it. 0: no slices.
   size_t slice_bytes = 0;
+  bool slice_encoded = true;  // also where frames hold encodings
 };
 
 // For a group whose frames hold `segment_bytes`. `shared_memory`: all ranks share one host's
-// memory; elsewhere a slice would pay the network's latency. `exact`: segments have just this size,
-// because somebody asked for it.
+// memory; elsewhere a slice pays the network's latency, so it is larger. `exact`: segments have
+// just this size, because somebody asked for it.
 Cut cut_for(int world_size, size_t segment_bytes, bool shared_memory, bool exact);
 
 // Of a chunk of `chunk_bytes`; a multiple of the element's size, which is a power of two. `block`:

@@ -118,7 +118,8 @@ void Executor::lay_out_chunks() {
     signature_.count = tensor.count;
     tensor_ = tensor.data;
     slice_count_ = tensor.count;
-    if (operation_->collective == Collective::all_reduce) {
+    const bool whole = program_->links.codec && !cut_.slice_encoded;
+    if (operation_->collective == Collective::all_reduce && !whole) {
       slice_count_ = slice_count_of(cut_, tensor.count, element_bytes_);
       sliced_ = slice_count_ < tensor.count;
     }

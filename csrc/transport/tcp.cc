@@ -8,12 +8,26 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "transport/handshake.h"
 #include "transport/socket_address.h"
 #include "transport/tcp_channel.h"
 
 namespace pycomm {
+
+namespace {
+
+// By what the handshake took; a busy machine may answer late, then the buffer stays the kernel's.
+void bound_send_buffer(int socket) {
+  tcp_info info{};
+  socklen_t size = sizeof(info);
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return;
+  if (std::chrono::microseconds(info.tcpi_rtt) > kTcpNear) return;
+  ::setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &kTcpSendBytesNear, sizeof(kTcpSendBytesNear));
+}
+
+}  // namespace
 
 TcpTransport::TcpTransport(LocalInterface interface, PortRange ports, int connections,
                            size_t segment_bytes)
@@ -39,6 +53,7 @@ Link TcpTransport::make_link(const PeerAddress& peer, std::vector<Fd> sockets) c
     std::vector<Fd> own;
     for (int c = 0; c < connections_; ++c) {
       own.push_back(std::move(sockets[static_cast<size_t>(1 + lane * connections_ + c)]));
+      bound_send_buffer(own.back().get());
       link.sockets.push_back(own.back().get());
     }
     link.lanes[lane] = std::make_unique<TcpChannel>(std::move(own), peer.rank, who, segment_bytes_);

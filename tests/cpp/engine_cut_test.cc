@@ -30,14 +30,16 @@ TEST("a segment size that somebody asked for is kept, and so is one that is smal
   }
 }
 
-TEST("tensors are sliced in shared memory only, in slices that give every rank a segment") {
+TEST("slices give every rank a segment, and are larger between hosts than in shared memory") {
   for (int p = 1; p <= 64; ++p) {
     const Cut cut = cut_for(p, kSegmentBytes, true, false);
     CHECK(cut.slice_bytes >= kSliceBytesMin);
     CHECK(cut.slice_bytes >= static_cast<size_t>(p) * kSegmentBytes);
     CHECK(slice_count_of(cut, cut.slice_bytes / 8 + 1, 8) == cut.slice_bytes / 8);
     CHECK(slice_count_of(cut, 100, 8) == 100);
-    CHECK(slice_count_of(cut_for(p, kSegmentBytes, false, false), size_t{1} << 30, 4) == 1u << 30);
+    const Cut between_hosts = cut_for(p, kSegmentBytes, false, false);
+    CHECK(between_hosts.slice_bytes > cut.slice_bytes);
+    CHECK(cut.slice_encoded && !between_hosts.slice_encoded);
   }
 }
 
