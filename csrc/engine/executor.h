@@ -86,6 +86,8 @@ class Executor {
   bool peek(const Instruction& one, int peer, uint32_t segment, ReceivedFrame& frame);
   void consume(int peer);
   // References and answers in place: executor_windows.cc.
+  bool answered_in_place(const Instruction& one) const;
+  size_t reference_bytes_min(const Instruction& one) const;
   bool ready_whole(size_t index) const;
   Pass pass_whole(size_t index);
   void refer(size_t index);

@@ -21,6 +21,20 @@ bool Executor::ready_whole(size_t index) const {
   return true;
 }
 
+// Blocks of one call may share memory, as an in-place all_gather's do; chunks of one tensor cannot.
+bool Executor::answered_in_place(const Instruction& one) const {
+  return one.answer >= 0 && !moves_blocks(operation_->collective);
+}
+
+size_t Executor::reference_bytes_min(const Instruction& one) const {
+  const bool answered = answered_in_place(one);
+  if (mesh_.crowded()) {
+    return answered ? kAnsweredReferenceBytesMinCrowded : kReferenceBytesMinCrowded;
+  }
+  return answered || moves_blocks(operation_->collective) ? kReferenceBytesMin
+                                                          : kWholeReferenceBytesMin;
+}
+
 // One try at passing a chunk on without payload.
 Executor::Pass Executor::pass_whole(size_t index) {
   Cursor& cursor = cursors_[index];
@@ -29,7 +43,8 @@ Executor::Pass Executor::pass_whole(size_t index) {
   Channel& channel = mesh_.channel(one.peer, Lane::collective);
   switch (cursor.passage) {
     case Passage::undecided:
-      if (cursor.done != 0 || chunk.bytes == 0 || !channel.peer_reaches(chunk.data, chunk.bytes)) {
+      if (cursor.done != 0 || chunk.bytes == 0 ||
+          !channel.peer_reaches(chunk.data, chunk.bytes, reference_bytes_min(one))) {
         cursor.passage = Passage::payload;
         return Pass::as_payload;
       }
@@ -56,10 +71,7 @@ void Executor::refer(size_t index) {
   const Instruction& one = program_->instructions[index];
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   uint32_t& number = sent_frames_[static_cast<size_t>(one.peer)];
-  // Blocks of one call may share memory, as an in-place all_gather's do; chunks of one tensor
-  // cannot.
-  const bool answer_here = one.answer >= 0 && !moves_blocks(operation_->collective);
-  const Window window{chunk.data, chunk.bytes, answer_here};
+  const Window window{chunk.data, chunk.bytes, answered_in_place(one)};
   Channel& channel = mesh_.channel(one.peer, Lane::collective);
   if (!channel.try_commit_reference({0, number, signature_for(chunk).pack()}, window)) return;
   ++number;
@@ -69,8 +81,7 @@ void Executor::refer(size_t index) {
 
 // Whether an empty frame for this instruction means that its chunk was written in place.
 bool Executor::answer_is_here(const Instruction& one) const {
-  return one.kind == Instruction::Kind::recv && one.answer >= 0 &&
-         !moves_blocks(operation_->collective) &&
+  return one.kind == Instruction::Kind::recv && answered_in_place(one) &&
          cursors_[static_cast<size_t>(one.answer)].passage == Passage::referred;
 }
 

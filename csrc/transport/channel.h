@@ -84,8 +84,12 @@ class Channel {
     return try_peek(frame);
   }
 
-  // Whether the peer can reach this memory and a reference to it pays.
-  virtual bool peer_reaches(const std::byte* /*data*/, size_t /*bytes*/) const { return false; }
+  // Whether the peer can reach this memory and a reference to it pays, which it does from
+  // `bytes_min` on where it spares a copy that costs something.
+  virtual bool peer_reaches(const std::byte* /*data*/, size_t /*bytes*/,
+                            size_t /*bytes_min*/) const {
+    return false;
+  }
   // Sends a frame that refers to `window`, memory for which peer_reaches() holds; false while there
   // is no room.
   virtual bool try_commit_reference(const FrameHeader& /*header*/, const Window& /*window*/) {

@@ -32,8 +32,8 @@ class FaultyChannel final : public Channel {
     return !delayed(peek_tries_) && inner_->try_peek(frame);
   }
   void consume() override { inner_->consume(); }
-  bool peer_reaches(const std::byte* data, size_t bytes) const override {
-    return inner_->peer_reaches(data, bytes);
+  bool peer_reaches(const std::byte* data, size_t bytes, size_t bytes_min) const override {
+    return inner_->peer_reaches(data, bytes, bytes_min);
   }
   bool try_commit_reference(const FrameHeader& header, const Window& window) override {
     check_whole();

@@ -47,7 +47,7 @@ class LoopbackChannel final : public Channel {
     if (in_->frames.front().window.data) --in_->references;
     in_->frames.pop_front();
   }
-  bool peer_reaches(const std::byte* data, size_t bytes) const override {
+  bool peer_reaches(const std::byte* data, size_t bytes, size_t /*bytes_min*/) const override {
     return reach_ && reach_(data, bytes);
   }
   bool try_commit_reference(const FrameHeader& header, const Window& window) override {

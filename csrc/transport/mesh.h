@@ -58,6 +58,8 @@ class Mesh {
   WaitPolicy wait_policy(WaitRole role) const {
     return wait_policy_for(crowding_, role, waiter_->watches_sockets());
   }
+  // Whether some ranks of this host share cores.
+  bool crowded() const { return crowding_ == Crowding::crowded; }
   // "rank 2 (pid 4711 on node7)"
   std::string describe(int peer) const { return address(peer).describe(); }
 

@@ -118,8 +118,8 @@ class ShmChannel final : public Channel {
   void commit(const FrameHeader& header) override { producer_.commit(header); }
   bool try_peek(ReceivedFrame& frame) override { return consumer_.try_peek(frame); }
   void consume() override { consumer_.consume(); }
-  bool peer_reaches(const std::byte* data, size_t bytes) const override {
-    return bytes >= kReferenceBytesMin && Arena::of_process().holds(data, bytes) &&
+  bool peer_reaches(const std::byte* data, size_t bytes, size_t bytes_min) const override {
+    return bytes >= bytes_min && Arena::of_process().holds(data, bytes) &&
            producer_.takes_references();
   }
   bool try_commit_reference(const FrameHeader& header, const Window& window) override;

@@ -40,7 +40,7 @@ ReceivedFrame peek(Channel& channel) {
 }
 
 void refer(Channel& channel, uint64_t number, const Window& window) {
-  CHECK(channel.peer_reaches(window.data, window.bytes));
+  CHECK(channel.peer_reaches(window.data, window.bytes, kReferenceBytesMin));
   wait_until([&] { return channel.try_commit_reference(header_of(number), window); }, "no room");
 }
 
@@ -174,11 +174,11 @@ TEST("only memory of the arena is in reach, only in shared memory, and only wher
   const auto shm = make_connected("shm", 0, 1), tcp = make_connected("tcp", 0, 1);
   Block block(7);
   std::vector<std::byte> own(kBytes);
-  CHECK(shm.end(0).peer_reaches(block.data, kBytes));
-  CHECK(!shm.end(0).peer_reaches(own.data(), kBytes));
-  CHECK(!shm.end(0).peer_reaches(block.data, kReferenceBytesMin - 1));
-  CHECK(!shm.end(0).peer_reaches(nullptr, kBytes));
-  CHECK(!tcp.end(0).peer_reaches(block.data, kBytes));
+  CHECK(shm.end(0).peer_reaches(block.data, kBytes, kReferenceBytesMin));
+  CHECK(!shm.end(0).peer_reaches(own.data(), kBytes, kReferenceBytesMin));
+  CHECK(!shm.end(0).peer_reaches(block.data, kReferenceBytesMin - 1, kReferenceBytesMin));
+  CHECK(!shm.end(0).peer_reaches(nullptr, kBytes, kReferenceBytesMin));
+  CHECK(!tcp.end(0).peer_reaches(block.data, kBytes, kReferenceBytesMin));
 }
 
 TEST("whatever a reference claims, it leads into the sender's arena or it is refused") {
@@ -248,7 +248,7 @@ TEST("references over loopback: only to what the test says is in reach") {
   std::vector<std::byte> near(100), far(100);
   const LoopbackReach reach = [&](const std::byte* data, size_t) { return data == near.data(); };
   auto [there, here] = make_loopback_pair(2, 64, reach);
-  CHECK(there->peer_reaches(near.data(), 100) && !there->peer_reaches(far.data(), 100));
+  CHECK(there->peer_reaches(near.data(), 100, 1) && !there->peer_reaches(far.data(), 100, 1));
   CHECK(there->try_commit_reference(header_of(1), {near.data(), 100, true}));
   send(*there, 2, 10);
   CHECK(!there->try_commit_reference(header_of(3), {near.data(), 100}) &&

@@ -69,7 +69,7 @@ std::vector<data::Case> cases_for(int world_size, int count) {
     const auto choices = data::arithmetic_for(collective);
     const auto [op, dtype] = choices[random() % choices.size()];
     const int root = is_rooted(collective) ? static_cast<int>(random()) & 1 : 0;
-    const size_t elements = 1000 + random() % 40000;
+    const size_t elements = 1000 + random() % 80000;
     const bool uneven = data::may_be_uneven(collective) && random() % 2;
     cases.push_back({collective, world_size, root, op, dtype, elements, uneven,
                      static_cast<int>(cases.size())});
