@@ -19,6 +19,8 @@ std::vector<int> control_sockets(Mesh& mesh) {
   return sockets;
 }
 
+// Alike on all ranks: set-up refuses different lists of transports, and with one list either all
+// pairs share memory or every rank has a peer with which it does not.
 Cut cut_of(Mesh& mesh) {
   bool shared_memory = true;
   for (int peer = 0; peer < mesh.world_size(); ++peer) {
