@@ -40,6 +40,46 @@ def test_other_ops(benchmark: Any, op: str) -> None:
     assert (target == {"avg": 2, "max": 2, "product": 4}[op]).all()
 
 
+WIRES = ("bf16", "fp16s", "int8", "int4")
+
+
+def gb_per_s(benchmark: Any, size: int) -> None:
+    """Notes the float32 bytes encoded or decoded in a second."""
+    if benchmark.stats:
+        benchmark.extra_info["gb_per_s"] = round(size / benchmark.stats["median"] / 1e9, 1)
+
+
+@pytest.mark.parametrize("size", [256 << 10, 16 << 20])
+@pytest.mark.parametrize("wire", WIRES)
+def test_encode(benchmark: Any, wire: str, size: int) -> None:
+    values = torch.randn(size // 4)
+    out = torch.empty(native.wire_bytes(wire, size // 4), dtype=torch.uint8)
+    benchmark(native.encode, wire, values, out)
+    assert out.equal(native.encode(wire, values))
+    gb_per_s(benchmark, size)
+
+
+@pytest.mark.parametrize("size", [256 << 10, 16 << 20])
+@pytest.mark.parametrize("wire", WIRES)
+def test_decode(benchmark: Any, wire: str, size: int) -> None:
+    values = torch.randn(size // 4)
+    encoded, out = native.encode(wire, values), torch.empty(size // 4)
+    benchmark(native.decode, wire, encoded, size // 4, out)
+    assert out.equal(native.decode(wire, encoded, size // 4))
+    gb_per_s(benchmark, size)
+
+
+@pytest.mark.parametrize("size", [256 << 10, 16 << 20])
+@pytest.mark.parametrize("wire", WIRES)
+def test_sum_of_encoded(benchmark: Any, wire: str, size: int) -> None:
+    values = torch.randn(size // 4)
+    target = torch.zeros(size // 4)
+    sources = [native.encode(wire, values), torch.zeros(size // 4)]
+    benchmark(native.reduce_encoded, wire, target, sources)
+    assert target.equal(native.decode(wire, sources[0], size // 4))
+    gb_per_s(benchmark, size)
+
+
 @pytest.mark.parametrize("world", [2, 8, 64])
 @pytest.mark.parametrize("algorithm", ["direct", "ring", "double_binary_tree"])
 def test_plan_and_its_text(benchmark: Any, algorithm: str, world: int) -> None:
