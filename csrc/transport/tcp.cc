@@ -53,7 +53,7 @@ Link TcpTransport::make_link(const PeerAddress& peer, std::vector<Fd> sockets) c
     std::vector<Fd> own;
     for (int c = 0; c < connections_; ++c) {
       own.push_back(std::move(sockets[static_cast<size_t>(1 + lane * connections_ + c)]));
-      bound_send_buffer(own.back().get());
+      if (lane == static_cast<int>(Lane::collective)) bound_send_buffer(own.back().get());
       link.sockets.push_back(own.back().get());
     }
     link.lanes[lane] = std::make_unique<TcpChannel>(std::move(own), peer.rank, who, segment_bytes_);
