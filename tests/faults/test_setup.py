@@ -51,7 +51,7 @@ def test_a_rank_that_dies_after_publishing_its_address_is_named(
 
 SETTINGS = {
     "world size": ({"args": {"own_world_size": 3}}, "3", "2"),
-    # Else ranks would cut tensors differently: slices are for groups that share memory throughout.
+    # Else ranks would cut tensors differently: it depends on whether all of them share memory.
     "transports": ({"options": {"transport": "tcp,shm"}}, "tcp,shm", " has transports "),
     "segment bytes": ({"options": {"segment_bytes": 8192}}, "8192", "16384"),
 }
