@@ -156,7 +156,8 @@ class Trainer:
 
         wrapper = os.environ.get("PYCOMM_BENCH_WRAPPER", "ddp")
         if wrapper == "pycomm":  # with a size given it tries no others
-            return pycomm.DataParallel(model, bucket_bytes=DATA_PARALLEL_BYTES)
+            size = int(os.environ.get("PYCOMM_BENCH_BUCKET_BYTES", DATA_PARALLEL_BYTES))
+            return pycomm.DataParallel(model, bucket_bytes=size)
         wrapped = DistributedDataParallel(
             model,
             gradient_as_bucket_view=self.job.bucket_view or wrapper == "ddp_view",
