@@ -7,6 +7,7 @@
 // source into a plain target, as the receiver of one chunk does) and sum4 (four encoded sources
 // into a target). One line for each: format, level, operation, size, median microseconds, GB/s of
 // float32 bytes (of all sources for sum4), and the time as a multiple of a memcpy of as many bytes.
+// Lines "fp32 bucket pack" and "unpack" are a bucket of tensors of 8 KiB, gathered and spread.
 // A round times every contender once, so a slow moment of the machine hits all alike. One thread.
 #include <algorithm>
 #include <chrono>
@@ -20,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "bucket/pack.h"
 #include "kernels/codec.h"
 #include "kernels/cpu_kernels.h"
 
@@ -107,12 +109,45 @@ void add_codec(std::vector<Contender>& all, const Codec& codec, std::string_view
   });
 }
 
+// Tensors lie apart, as those of a model do: one page in between.
+struct PackedTensors {
+  static constexpr size_t kTensorBytes = 8192, kApart = kTensorBytes + 4096;
+  std::unique_ptr<std::byte[], decltype(&std::free)> memory;
+  std::vector<Piece> pieces;
+  std::vector<size_t> offsets;
+
+  explicit PackedTensors(size_t bytes) : memory(pages<std::byte>(bytes / kTensorBytes * kApart)) {
+    for (size_t i = 0; i < bytes / kTensorBytes; ++i) {
+      pieces.push_back({memory.get() + i * kApart, kTensorBytes});
+    }
+    offsets = offsets_of(std::vector<size_t>(pieces.size(), kTensorBytes));
+  }
+};
+
+void add_packing(std::vector<Contender>& all, const PackedTensors& tensors, Buffers& buffers) {
+  auto* const flat = reinterpret_cast<std::byte*>(buffers.out.get());
+  all.push_back({"fp32",
+                 "bucket",
+                 "pack",
+                 1,
+                 [=, &tensors] { pack(flat, tensors.pieces, tensors.offsets); },
+                 {}});
+  all.push_back({"fp32",
+                 "bucket",
+                 "unpack",
+                 1,
+                 [=, &tensors] { unpack(flat, tensors.pieces, tensors.offsets); },
+                 {}});
+}
+
 void measure(const std::vector<std::string>& formats, const std::vector<std::string>& levels,
              size_t bytes, int rounds) {
   Buffers buffers(bytes);
   std::vector<Contender> all;
   float *in = buffers.in.get(), *out = buffers.out.get();
   all.push_back({"fp32", "libc", "memcpy", 1, [=] { std::memcpy(out, in, bytes); }, {}});
+  const PackedTensors tensors(bytes);
+  add_packing(all, tensors, buffers);
   for (const std::string& format : formats) {
     for (int i = 0; i <= static_cast<int>(hardware_cpu_level()); ++i) {
       const auto level = static_cast<CpuLevel>(i);
