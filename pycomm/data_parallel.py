@@ -76,15 +76,14 @@ class DataParallel(nn.Module, Joinable):
         self._backend = backend
         self._reduces = True
         self._reducer: Any = None
-        self._buffers_of_module: list[Tensor] = []
+        self._broadcasts_buffers = False
         self._buffers_are_due = True
         self._divides_by_all = True
         if self.process_group.size() == 1:
             return
         check_same_on_all(module, self.process_group)
         load().broadcast_tensors(backend, _state_of(module), 0)
-        if broadcast_buffers:
-            self._buffers_of_module = list(module.buffers())
+        self._broadcasts_buffers = broadcast_buffers
         gradients = backend if wire is None else self._group_with(wire)
         self._reducer = self._make_reducer(
             gradients, [bucket_bytes] if bucket_bytes else _BUCKET_BYTES
@@ -101,6 +100,14 @@ class DataParallel(nn.Module, Joinable):
 
     def _make_reducer(self, backend: Any, bucket_bytes: list[int]) -> Any:
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self._names = list(trained)
+        self._known = {id(p) for p in trained.values()}
+        self._holders = [
+            (owner._parameters, name, p, (p.requires_grad, p.dtype))
+            for owner in self.module.modules()
+            for name, p in owner._parameters.items()
+            if p is not None
+        ]
         ranks = self.process_group.size()
         # DDP multiplies with the inverse before it adds. For powers of two the collective's own
         # division, which costs nothing, has the same bits; narrow formats know no other.
@@ -108,7 +115,7 @@ class DataParallel(nn.Module, Joinable):
         return load().BucketReducer(
             backend=backend,
             parameters=list(trained.values()),
-            names=list(trained),
+            names=self._names,
             bucket_bytes=bucket_bytes,
             average=power_of_two or inner_of(backend).options.wire != "fp32",
         )
@@ -122,13 +129,40 @@ class DataParallel(nn.Module, Joinable):
         reducer.recover()
         if self._join_config.enable:
             self._tell_joined_ranks(trains)
-        elif self._buffers_of_module and self._buffers_are_due:
-            load().broadcast_tensors(self._backend, self._buffers_of_module, 0)
+        elif self._buffers_are_due:
+            self._broadcast_buffers(0)
         output = self.module(*args, **kwargs)
         if trains:
+            self._check_parameters()
             reducer.arm(list(_tensors_in(output)), self._reduces)
         self._buffers_are_due = trains and self._reduces
         return output
+
+    def _check_parameters(self) -> None:
+        """Raises UsageError where a parameter would be trained without the other ranks."""
+        if all(
+            held.get(name) is p and (p.requires_grad, p.dtype) == before
+            for held, name, p, before in self._holders
+        ):
+            return
+        for _, name, p, (trained, dtype) in self._holders:
+            if trained and p.dtype != dtype:  # autograd has forgotten its hook
+                raise UsageError(
+                    f"DataParallel: parameter {name} was {dtype} when DataParallel was made and is "
+                    f"{p.dtype}; convert the model first and wrap it then"
+                )
+        for name, p in self.module.named_parameters():
+            if p.requires_grad and id(p) not in self._known:
+                raise UsageError(
+                    f"DataParallel: parameter {name} is new, or was frozen, since DataParallel was "
+                    "made, so its gradient would stay on this rank; load_state_dict without "
+                    "assign=True, or make a new DataParallel after such a change"
+                )
+
+    def _broadcast_buffers(self, source: int) -> None:
+        # Asked for anew: a forward may assign a buffer instead of changing it.
+        if self._broadcasts_buffers and (buffers := list(self.module.buffers())):
+            load().broadcast_tensors(self._backend, buffers, source)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -146,8 +180,7 @@ class DataParallel(nn.Module, Joinable):
         """
         if self._reducer is None:
             return []
-        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        return [[names[index] for index in bucket] for bucket in self._reducer.buckets()]
+        return [[self._names[index] for index in bucket] for bucket in self._reducer.buckets()]
 
     def bucket_bytes(self) -> tuple[int, bool]:
         """Returns the size of buckets, and whether it stays (or others are still tried); local."""
@@ -220,9 +253,8 @@ class DataParallel(nn.Module, Joinable):
         self._anybody(trains and self._reduces)
 
     def _broadcast_buffers_of_last(self, present: bool) -> None:
-        if self._buffers_of_module and self._buffers_are_due:
-            source = self._last_rank(present)
-            load().broadcast_tensors(self._backend, self._buffers_of_module, source)
+        if self._buffers_are_due and self._broadcasts_buffers:
+            self._broadcast_buffers(self._last_rank(present))
 
     def _begin_join(self, divides_by_all: bool) -> None:
         self._divides_by_all = divides_by_all
