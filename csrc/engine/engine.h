@@ -54,7 +54,7 @@ class Engine {
 
   // Collective, before anything else is called: with PYCOMM_WIRE=auto measures and decides what
   // float32 sums travel as; see wire_race.cc. Throws CommError, and UsageError on all ranks when
-  // only some have "auto".
+  // only some have "auto", or have chosen an algorithm with which nothing is measured.
   void settle_wire();
 
   // Runs to completion. Throws CommError that names operation, number, rank and cause.

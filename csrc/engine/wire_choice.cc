@@ -7,7 +7,7 @@
 namespace pycomm {
 
 WireChoice parse_wire(const std::string& text) {
-  if (text == "auto") return {Wire::fp32, true};
+  if (text == kAutoWire) return {Wire::fp32, true};
   for (const Wire wire : {Wire::fp32, Wire::bf16, Wire::fp16s, Wire::int8}) {
     if (text == name_of(wire)) return {wire, false};
   }
@@ -15,21 +15,34 @@ WireChoice parse_wire(const std::string& text) {
       str("PYCOMM_WIRE: '", text, "' is no wire format; choose fp32, bf16, fp16s, int8 or auto"));
 }
 
-std::string text_of(const WireChoice& wire) {
-  return wire.automatic ? "auto" : std::string(name_of(wire.wire));
+namespace {
+
+// A choice that rules narrow formats out, "all_reduce=ring"; empty: none does.
+std::string ruled_out_by(const AlgorithmChoices& choices) {
+  for (const auto collective : {Collective::all_reduce, Collective::reduce_scatter}) {
+    const auto chosen = choices.find(collective);
+    if (chosen == choices.end() || can_narrow(chosen->second)) continue;
+    return str(name_of(collective), "=", chosen->second);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string text_of(const WireChoice& wire, const AlgorithmChoices& choices) {
+  if (!wire.automatic) return std::string(name_of(wire.wire));
+  const auto choice = ruled_out_by(choices);
+  return choice.empty() ? kAutoWire : str("fp32 for PYCOMM_ALGO=", choice);
 }
 
 void check_wire(const WireChoice& wire, const AlgorithmChoices& choices) {
   if (wire.wire == Wire::fp32) return;
-  for (const auto collective : {Collective::all_reduce, Collective::reduce_scatter}) {
-    const auto chosen = choices.find(collective);
-    if (chosen == choices.end() || can_narrow(chosen->second)) continue;
-    throw UsageError(str("PYCOMM_WIRE=", name_of(wire.wire),
-                         " with PYCOMM_ALGO=", name_of(collective), "=", chosen->second,
-                         ": that algorithm passes sums on from rank to rank and would round them "
-                         "at every hop; choose direct or hierarchical, leave the choice of ",
-                         name_of(collective), " out, or use PYCOMM_WIRE=fp32"));
-  }
+  const auto choice = ruled_out_by(choices);
+  if (choice.empty()) return;
+  throw UsageError(str("PYCOMM_WIRE=", name_of(wire.wire), " with PYCOMM_ALGO=", choice,
+                       ": that algorithm passes sums on from rank to rank and would round them "
+                       "at every hop; choose direct or hierarchical, leave the choice of ",
+                       choice.substr(0, choice.find('=')), " out, or use PYCOMM_WIRE=fp32"));
 }
 
 bool may_narrow(Collective collective, size_t bytes) {

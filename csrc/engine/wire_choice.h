@@ -22,7 +22,10 @@ struct WireChoice {
 
 // "fp32", "bf16", "fp16s", "int8" or "auto". Throws UsageError for anything else.
 WireChoice parse_wire(const std::string& text);
-std::string text_of(const WireChoice& wire);
+// What ranks tell each other at set-up. kAutoWire: this rank will race, and all others must; an
+// algorithm that rounds a sum at every hop rules that out.
+inline constexpr const char* kAutoWire = "auto";
+std::string text_of(const WireChoice& wire, const AlgorithmChoices& choices);
 
 // Throws UsageError when an algorithm was chosen that rounds a sum at every hop.
 void check_wire(const WireChoice& wire, const AlgorithmChoices& choices);

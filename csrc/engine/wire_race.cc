@@ -97,16 +97,15 @@ void Engine::settle_wire() {
   const std::string& mine = mesh_->address(mesh_->rank()).wire;
   for (int peer = 0; peer < mesh_->world_size(); ++peer) {
     const std::string& theirs = mesh_->address(peer).wire;
-    if (peer == mesh_->rank() || theirs == mine || (theirs != "auto" && mine != "auto")) continue;
-    throw UsageError(str("PYCOMM_WIRE is ", mine, " on rank ", mesh_->rank(), " and ", theirs,
-                         " on rank ", peer,
-                         "; PYCOMM_WIRE and Options(wire=) must be the same on all ranks"));
+    if (peer == mesh_->rank() || theirs == mine || (theirs != kAutoWire && mine != kAutoWire)) {
+      continue;
+    }
+    throw UsageError(
+        str("PYCOMM_WIRE is ", mine, " on rank ", mesh_->rank(), " and ", theirs, " on rank ", peer,
+            "; PYCOMM_WIRE, PYCOMM_ALGO and Options(wire=, algorithm=) must be the same on "
+            "all ranks"));
   }
-  if (!options_.wire.automatic || mesh_->world_size() == 1) return;
-  for (const auto collective : {Collective::all_reduce, Collective::reduce_scatter}) {
-    const auto chosen = options_.algorithms.find(collective);
-    if (chosen != options_.algorithms.end() && !can_narrow(chosen->second)) return;
-  }
+  if (mesh_->world_size() == 1 || text_of(options_.wire, options_.algorithms) != kAutoWire) return;
   programs_.set_wire(Race(*this).winner());
 }
 

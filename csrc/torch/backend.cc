@@ -48,7 +48,7 @@ Backend::Backend(c10::intrusive_ptr<c10d::Store> store, int rank, int world_size
   } else {
     C10dStore adapted(store_, rank);
     auto mesh_options = options_->mesh;
-    mesh_options.wire = text_of(options_->engine.wire);
+    mesh_options.wire = text_of(options_->engine.wire, options_->engine.algorithms);
     if (rank == 0) mesh_options.figures = serialize(figures_of_this_process());
     mesh = Mesh::connect(adapted, rank, world_size, mesh_options);
   }

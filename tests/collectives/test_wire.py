@@ -305,6 +305,19 @@ def test_auto_on_some_ranks_only_is_refused_on_all_at_set_up() -> None:
     run_ranks(only_some_auto, 3, init=False)
 
 
+# Who has chosen such an algorithm does not race, and the others must not wait for it.
+def some_cannot_race(me: Rank) -> None:
+    ring = pycomm.Options(transport="tcp", wire="auto", algorithm="ring")
+    race = pycomm.Options(transport="tcp", wire="auto")
+    with pytest.raises(pycomm.UsageError, match="PYCOMM_ALGO=all_reduce=ring on rank 1") as caught:
+        me.init(ring if me.rank == 1 else race)
+    assert "auto on rank" in str(caught.value)
+
+
+def test_auto_with_an_algorithm_that_rules_it_out_on_some_ranks_is_refused_on_all() -> None:
+    run_ranks(some_cannot_race, 2, init=False)
+
+
 def dies_within(me: Rank) -> None:
     x = torch.ones(4 << 20)
     dist.all_reduce(x)
