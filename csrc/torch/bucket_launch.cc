@@ -150,13 +150,13 @@ void BucketReducer::reduce_rest(Part part) {
   for (const auto& bucket : buckets_) bucket.work->wait();
   telling->wait();
   const bool interrupted = told_[static_cast<int64_t>(gradients_.size())].item<bool>();
+  if (part == Part::own) adopt_substitutes();
+  for (auto& gradient : gradients_) gradient.used = false;
   if (part == Part::own) {
-    adopt_substitutes();
     PYCOMM_USAGE(!interrupted,
                  "DataParallel: the gradients of this backward lack those of a rank whose backward "
                  "was interrupted by an exception; skip this step on all ranks");
   }
-  for (auto& gradient : gradients_) gradient.used = false;
   if (interrupted) return;
   if (measured_) {
     try_sizes();

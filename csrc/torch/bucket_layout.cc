@@ -29,7 +29,6 @@ void BucketReducer::agree_on_order() {
   backend_->broadcast(tensors, options)->wait();
   order_.assign(order.data_ptr<int>(), order.data_ptr<int>() + order.numel());
   lay_out();
-  readiness_.clear();
   measured_ = true;
 }
 
@@ -77,16 +76,19 @@ void BucketReducer::lay_out() {
 void BucketReducer::put_small_ones(Bucket& bucket) {
   std::vector<int64_t> offsets;
   int64_t count = 0;
+  bool any = false;
   for (const int index : bucket.parameters) {
     const at::Tensor& one = gradients_[static_cast<size_t>(index)].parameter;
     offsets.push_back(count);
     if (one.nbytes() >= kGradientAloneBytes) continue;
+    any = true;
     const auto line = static_cast<int64_t>(kCacheLineBytes / one.element_size());
     count += (one.numel() + line - 1) / line * line;
   }
-  if (count > 0) {
+  if (any) {
     const auto& like = gradients_[static_cast<size_t>(bucket.parameters[0])].parameter;
-    bucket.flat = arena_tensor(count, like.options().requires_grad(false)).zero_();
+    bucket.flat =
+        arena_tensor(std::max<int64_t>(count, 1), like.options().requires_grad(false)).zero_();
   }
   for (size_t i = 0; i < offsets.size(); ++i) {
     Gradient& gradient = gradients_[static_cast<size_t>(bucket.parameters[i])];

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <numeric>
+#include <unordered_map>
 
 #include "base/error.h"
 #include "torch/arena_allocator.h"
@@ -17,6 +18,28 @@ namespace pycomm {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
+
+// Whether autograd goes on reading the memory that it has `handed` over as `mine`, which it does
+// without a copy for views: the terms of a sum, say, have one memory as their gradient.
+bool is_read_elsewhere(const at::Tensor& mine, const at::Tensor& handed) {
+  if (!handed.defined() || !mine.is_alias_of(handed)) return false;
+  size_t holders = 2;
+  if (handed.is_view() && handed._base().is_alias_of(handed)) {
+    if (handed._base().use_count() > 1) return true;
+    ++holders;
+  }
+  return mine.storage().use_count() > holders;
+}
+
+// Two reducers of one backend in one backward, a generator's and a discriminator's, must send in
+// the same order on all ranks, also where one rank leaves out a parameter and so completes buckets
+// later. So the one that begins first sends early, and any other at its end.
+std::mutex early_mutex;
+
+std::unordered_map<const c10d::Backend*, const void*>& early_by_backend() {
+  static auto* const map = new std::unordered_map<const c10d::Backend*, const void*>;
+  return *map;
+}
 
 bool in_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
 
@@ -45,9 +68,9 @@ class GradientHook final : public torch::autograd::FunctionPostHook {
  public:
   GradientHook(std::weak_ptr<BucketReducer> reducer, size_t index)
       : reducer_(std::move(reducer)), index_(index) {}
-  Tensors operator()(const Tensors& outputs, const Tensors&) override {
+  Tensors operator()(const Tensors& outputs, const Tensors& inputs) override {
     if (const auto reducer = reducer_.lock()) {
-      raising_in_python([&] { reducer->on_gradient(index_); });
+      raising_in_python([&] { reducer->on_gradient(index_, inputs.at(0)); });
     }
     return outputs;
   }
@@ -72,6 +95,7 @@ BucketReducer::BucketReducer(BackendPtr backend, Tensors parameters, ReducerOpti
 }
 
 BucketReducer::~BucketReducer() {
+  release_backend();
   *in_arena_ = false;
   for (const auto& detach : detach_) detach();
   uninstall_arena_for_followers();
@@ -80,6 +104,7 @@ BucketReducer::~BucketReducer() {
 void BucketReducer::attach() {
   for (size_t i = 0; i < gradients_.size(); ++i) {
     auto node = torch::autograd::impl::grad_accumulator(gradients_[i].parameter);
+    gradients_[i].accumulator = node.get();
     const auto key = node->add_post_hook(std::make_unique<GradientHook>(weak_from_this(), i));
     // Keeps the node alive, too, which a parameter does not.
     detach_.push_back([node, key] { node->del_post_hook(key); });
@@ -100,6 +125,14 @@ void BucketReducer::recover() {
 void BucketReducer::arm(const Tensors& outputs, bool reduce) {
   {
     const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < gradients_.size(); ++i) {
+      const at::Tensor& parameter = gradients_[i].parameter;
+      PYCOMM_USAGE(torch::autograd::impl::try_get_grad_accumulator(parameter).get() ==
+                       gradients_[i].accumulator,
+                   "DataParallel: parameter ", options_.names[i], " has become ",
+                   parameter.scalar_type(),
+                   " since DataParallel was made; convert the model first and wrap it then");
+    }
     armed_ = true;
     armed_reduce_ = reduce;
   }
@@ -128,6 +161,7 @@ void BucketReducer::begin(bool reduce) {
   }
   active_ = true;
   reduce_ = reduce;
+  sends_early_ = claim_backend();
   begun_ = std::chrono::steady_clock::now();
   *in_arena_ = true;
   follow_arena_flag(in_arena_);
@@ -139,7 +173,14 @@ void BucketReducer::begin(bool reduce) {
   });
 }
 
-void BucketReducer::on_gradient(size_t index) {
+// A large gradient is reduced where it lies, so nobody else may be reading there.
+void BucketReducer::own_gradient(Gradient& gradient, const at::Tensor& handed) {
+  at::Tensor& mine = gradient.parameter.mutable_grad();
+  if (gradient.view.defined() || !mine.defined() || mine.layout() != at::kStrided) return;
+  if (is_read_elsewhere(mine, handed)) mine = mine.detach().clone();
+}
+
+void BucketReducer::on_gradient(size_t index, const at::Tensor& handed) {
   const std::lock_guard lock(mutex_);
   if (!active_) {
     if (!armed_) return;  // a backward of something else than a forward's output
@@ -147,6 +188,7 @@ void BucketReducer::on_gradient(size_t index) {
   }
   Gradient& gradient = gradients_[index];
   gradient.used = true;
+  own_gradient(gradient, handed);
   if (!reduce_) return;
   ++gradient.brought;
   if (!measured_) {
@@ -160,7 +202,7 @@ void BucketReducer::on_gradient(size_t index) {
                " as in the first backward, and its bucket has gone out; let the first backward "
                "use a module as often as any later one does");
   if (gradient.brought != gradient.expected || --bucket.waiting > 0) return;
-  while (next_ < buckets_.size() && buckets_[next_].waiting == 0) {
+  while (sends_early_ && next_ < buckets_.size() && buckets_[next_].waiting == 0) {
     launch(buckets_[next_++], Part::own);
   }
 }
@@ -174,10 +216,24 @@ void BucketReducer::finish() {
   }
 }
 
+bool BucketReducer::claim_backend() {
+  const std::lock_guard lock(early_mutex);
+  return early_by_backend().try_emplace(backend_.get(), this).first->second == this;
+}
+
+void BucketReducer::release_backend() {
+  const std::lock_guard lock(early_mutex);
+  auto& all = early_by_backend();
+  const auto found = all.find(backend_.get());
+  if (found != all.end() && found->second == this) all.erase(found);
+}
+
 void BucketReducer::rest() {
+  release_backend();
   *in_arena_ = false;
   active_ = armed_ = false;
   next_ = 0;
+  readiness_.clear();
   for (auto& bucket : buckets_) {
     bucket.waiting = bucket.parameters.size();
     bucket.work.reset();

@@ -52,7 +52,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
 
   // Before a forward: ends a backward that an exception has interrupted. Collective then.
   void recover();
-  // After a forward with these outputs. `reduce`: false within no_sync().
+  // After a forward with these outputs. `reduce`: false within no_sync(). Throws UsageError when a
+  // parameter has got another dtype, since autograd has then forgotten its hook.
   void arm(const std::vector<at::Tensor>& outputs, bool reduce);
   // Takes part in the backward of other ranks, without gradients. Collective.
   void shadow();
@@ -68,6 +69,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   friend class GradientHook;
   struct Gradient {
     at::Tensor parameter;
+    const void* accumulator = nullptr;  // the node that has the hook
     size_t bucket = 0;
     at::Tensor view;    // in the bucket's flat memory; undefined: travels on its own
     size_t offset = 0;  // of the view, in bytes
@@ -86,9 +88,12 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   enum class Part { own, absent, interrupted };  // what this rank has in a reduction
 
   void begin(bool reduce);
-  void on_gradient(size_t index);
+  void own_gradient(Gradient& gradient, const at::Tensor& handed);
+  void on_gradient(size_t index, const at::Tensor& handed);
   void finish();
   void rest();
+  bool claim_backend();
+  void release_backend();
 
   void divide_by(int divisor);
   void launch(Bucket& bucket, Part part);
@@ -120,6 +125,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   at::Tensor told_;  // uint8, for each parameter whether it was used, then interruption
   bool armed_ = false, armed_reduce_ = false;
   bool active_ = false, reduce_ = false;  // within a backward
+  bool sends_early_ = false;              // before the end of this one
   const std::shared_ptr<std::atomic<bool>> in_arena_ = std::make_shared<std::atomic<bool>>(false);
   std::vector<std::function<void()>> detach_;
   mutable std::mutex mutex_;

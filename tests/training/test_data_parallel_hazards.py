@@ -13,17 +13,131 @@ from torch import Tensor, nn
 import pycomm
 
 
-class Assigns(nn.Module):
-    """Its buffer is a new tensor after each forward."""
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, now: bool) -> Tensor:
+        ctx.now = now
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        if ctx.now:
+            raise ValueError("on purpose")
+        return gradient, None
+
+
+class Fragile(nn.Module):
+    """Uses the layers it is told to, and raises between the last two when told to."""
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(4))
+
+    def forward(self, rows: Tensor, layers: int = 4, now: bool = False) -> Tensor:
+        for layer in self.layers[: layers - 1]:
+            rows = torch.tanh(layer(rows))
+        return self.layers[layers - 1](Raises.apply(rows, now))
+
+
+class Shared(nn.Module):
+    """The gradient of a 64 KiB parameter is, in the same memory, that of what it is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(5, 256)
+        self.place = nn.Parameter(torch.zeros(128, 256))
+        self.last = nn.Linear(256, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(rows) + self.place.unsqueeze(0)))
+
+
+class Chain(nn.Module):
+    """Leaves out one layer of three when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+
+    def forward(self, rows: Tensor, without: int = -1) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            rows = torch.tanh(layer(rows)) if index != without else rows
+        return rows
+
+
+class Assigns(nn.Module):
+    """Its buffer is a new tensor after each forward; one parameter is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.empty = nn.Parameter(torch.empty(0, dtype=torch.float64))
         self.layer = nn.Linear(2, 1)
         self.register_buffer("mean", torch.zeros(2))
 
     def forward(self, rows: Tensor) -> Tensor:
         self.mean = self.mean / 2 + rows.detach().mean(0)
-        return self.layer(rows)
+        return self.layer(rows) + self.empty.sum()
+
+
+def mean_gradients(me: Rank, loss_of: Any, models: list[nn.Module]) -> list[Tensor]:
+    """The mean over ranks, calculated here."""
+    for model in models:
+        model.zero_grad()
+    sum(loss_of(models, rank) / me.world_size for rank in range(me.world_size)).backward()
+    return [p.grad for model in models for p in model.parameters()]
+
+
+def after_an_exception_in_the_first(me: Rank) -> list[bool]:
+    model = pycomm.DataParallel(Fragile())
+    rows = torch.ones(3, 5) * (me.rank + 1)
+    with pytest.raises((ValueError, pycomm.UsageError)):
+        model(rows, now=me.rank == 0).sum().backward()
+    found = []
+    for layers in (4, 3, 4):
+        model.zero_grad()
+        model(rows, layers).sum().backward()
+        expected = mean_gradients(
+            me, lambda m, r, n=layers: m[0](torch.ones(3, 5) * (r + 1), n).sum(), [Fragile()]
+        )
+        for p, mean in zip(model.parameters(), expected, strict=True):
+            both = p.grad is not None and mean is not None
+            found.append(torch.allclose(p.grad, mean) if both else p.grad is mean)
+    return found
+
+
+def with_shared_gradients(me: Rank) -> list[bool]:
+    model, found = pycomm.DataParallel(Shared(), bucket_bytes=1), []
+    rows = [torch.ones(1, 128, 5) * (rank + 1) for rank in range(me.world_size)]
+    for _ in range(3):
+        model.zero_grad()
+        model(rows[me.rank]).square().sum().backward()
+        expected = mean_gradients(me, lambda m, r: m[0](rows[r]).square().sum(), [Shared()])
+        pairs = zip(model.parameters(), expected, strict=True)
+        found += [torch.allclose(p.grad, mean, rtol=1e-4) for p, mean in pairs]
+    return found
+
+
+def with_two_wrappers(me: Rank) -> list[bool]:
+    torch.manual_seed(0)
+    plain = [Chain(), Chain()]
+    torch.manual_seed(0)
+    wrapped = [pycomm.DataParallel(Chain(), bucket_bytes=1) for _ in plain]
+    found = []
+    for step in range(3):
+
+        def loss_of(models: list[nn.Module], rank: int, step: int = step) -> Tensor:
+            without = 2 if rank == 0 and step > 0 else -1
+            return models[1](models[0](torch.ones(4, 8) * (rank + 1)), without).square().sum()
+
+        for model in wrapped:
+            model.zero_grad()
+        loss_of(wrapped, me.rank).backward()
+        parameters = [p for model in wrapped for p in model.parameters()]
+        pairs = zip(parameters, mean_gradients(me, loss_of, plain), strict=True)
+        found += [torch.allclose(p.grad, mean, atol=1e-6) for p, mean in pairs]
+    return found
 
 
 def with_assigned_buffers(me: Rank) -> list[bool]:
@@ -35,8 +149,17 @@ def with_assigned_buffers(me: Rank) -> list[bool]:
     return [model.mean.equal(torch.full((2,), 0.75))]
 
 
-def test_a_buffer_that_the_forward_assigns_is_that_of_rank_0() -> None:
-    for found in run_ranks(with_assigned_buffers, 2):
+@pytest.mark.parametrize(
+    "case",
+    [
+        after_an_exception_in_the_first,
+        with_shared_gradients,
+        with_two_wrappers,
+        with_assigned_buffers,
+    ],
+)
+def test_gradients_and_buffers_are_right_on_all_ranks(case: Any) -> None:
+    for found in run_ranks(case, 2):
         assert all(found), found
 
 
