@@ -314,7 +314,7 @@ Failure Engine::timed_out(const Operation& operation, const std::vector<int>& aw
 Failure Engine::explain(Failure found) {
   if (found.kind != FailureKind::peer_failure || found.ranks.size() != 1) return found;
   const int peer = found.ranks.front();
-  (void)liveness_.catch_up();
+  if (!failed_.load(std::memory_order_acquire)) (void)liveness_.catch_up();
   const auto patience = Deadline::after(kEchoPatience);
   while (!failed_.load(std::memory_order_acquire) && !patience.expired()) {
     if (const auto departure = liveness_.departure(peer)) return has_left(peer, *departure);
