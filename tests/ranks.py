@@ -295,6 +295,9 @@ def _do(job: _Job, store: Any) -> tuple[bool, Any]:
     importlib.invalidate_caches()
     before = dict(os.environ)
     os.environ.update(job.env)
+    # torch names a default group by how many there were, and counts those whose set-up failed, too:
+    # ranks that saw one more of them than others would look for each other under another name.
+    dist.distributed_c10d._world.group_count = 0
     me = Rank(job.rank, job.world_size, dist.PrefixStore(f"run{job.number}", store))
     try:
         function, args = pickle.loads(job.call)
