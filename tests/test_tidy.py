@@ -265,7 +265,7 @@ def test_sources_named_in_documents_exist(path):
 
 def test_reading_order_exists():
     order = re.findall(r"^\d+\. `([^`]+)`", text_of("README.md"), re.MULTILINE)
-    assert len(order) == 6
+    assert len(order) == 8
     assert all((ROOT / name).exists() for name in order)
 
 

@@ -206,9 +206,20 @@ std::vector<int> Liveness::not_arrived_at(uint64_t sequence) {
   return absent.empty() ? unknown : absent;
 }
 
+void Liveness::Vigil::wait_for(const std::vector<int>& peers, Clock::time_point now) {
+  std::vector<Awaited> joined;
+  for (const int peer : peers) {
+    const auto known = std::find_if(awaited.begin(), awaited.end(),
+                                    [peer](const Awaited& one) { return one.peer == peer; });
+    joined.push_back({peer, known == awaited.end() ? now : known->since});
+  }
+  awaited = std::move(joined);
+}
+
 Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {
   const auto now = Clock::now();
   if (!vigil.began) vigil.began = now;
+  vigil.wait_for(awaited, now);
   // This very process was stopped, or starved: everybody's answer is old, and that is our own
   // fault.
   if (vigil.last_look && now - *vigil.last_look > kSelfStall) {
@@ -231,10 +242,10 @@ Failure Liveness::look(Vigil& vigil, const std::vector<int>& awaited) {
     }
   }
   if (detect_timeout_.count() == 0) return {};
-  for (const int peer : awaited) {
+  for (const auto& [peer, since] : vigil.awaited) {
     const Clock::time_point heard{
         Clock::duration(peers_[static_cast<size_t>(peer)].heard_ns.load())};
-    const auto silent = now - std::max(heard, *vigil.began + kPingAfter);
+    const auto silent = now - std::max(heard, std::max(*vigil.began, since) + kPingAfter);
     if (silent <= detect_timeout_ || departure(peer)) continue;
     const double seconds = std::chrono::duration<double>(detect_timeout_).count();
     return {FailureKind::peer_failure,

@@ -41,8 +41,16 @@ class Liveness {
 
   // One wait, from its first look on.
   struct Vigil {
+    struct Awaited {
+      int peer = 0;
+      Clock::time_point since;
+    };
     std::optional<Clock::time_point> began, last_look, last_ping;
+    // Whom the last look was for. Who joins later has not been pinged before.
+    std::vector<Awaited> awaited;
     bool reported = false;
+
+    void wait_for(const std::vector<int>& peers, Clock::time_point now);
   };
   // Pings the awaited peers when it is time; a failure when one of them has been silent too long.
   Failure look(Vigil& vigil, const std::vector<int>& awaited);

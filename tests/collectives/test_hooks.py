@@ -39,7 +39,9 @@ def completion_hook(me: Rank) -> None:
     assert len(infos) == 10
     assert [info[1] for info in infos] == sorted(info[1] for info in infos)
     assert "ALLREDUCE" in infos[0][0] and "BROADCAST" in infos[1][0]
-    assert all(info[2] > timedelta(0) for info in infos)
+    # In whole microseconds, which a call to ranks that are there already need not take.
+    assert all(info[2] >= timedelta(0) for info in infos)
+    assert any(info[2] > timedelta(0) for info in infos)
     assert all(info[3] != threading.get_ident() for info in infos)
     # A hook that raises harms nobody; a hook may use the group.
     assert torch.isfinite(x).all()

@@ -78,3 +78,15 @@ TEST("who does not answer is blamed only when everybody else has arrived") {
   CHECK(absent(false) == std::vector<int>{1});
   CHECK(absent(true) == std::vector<int>{2});
 }
+
+TEST("who is waited for only now is not blamed for a silence in which nobody asked it") {
+  auto meshes = connect_threads(3, {"tcp"});
+  LateWatcher one(*meshes[0], {});
+  const auto now = Liveness::Clock::now(), before = now - std::chrono::seconds(10);
+  const auto waits_for = [&](int peer) {
+    Liveness::Vigil vigil{before, now, now, {{1, before}}, true};
+    return one.liveness.look(vigil, {peer}).ranks;
+  };
+  CHECK(waits_for(1) == std::vector<int>{1}, "10 s of silence are too long");
+  CHECK(waits_for(2).empty(), "rank 2 was not asked before");
+}
