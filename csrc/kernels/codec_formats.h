@@ -16,6 +16,10 @@ namespace {
 PYCOMM_KERNEL_INLINE Floats load_floats(const float* from) {
   return load_as<Floats>(reinterpret_cast<const char*>(from));
 }
+// Floats may lie at any address.
+PYCOMM_KERNEL_INLINE float load_float(const float* from) {
+  return load_as<float>(reinterpret_cast<const char*>(from));
+}
 PYCOMM_KERNEL_INLINE void store_floats(float* to, Floats v) {
   store_as(reinterpret_cast<char*>(to), v);
 }
@@ -88,7 +92,7 @@ void encode_beyond(const float* in, char* out, Scale scale, uint32_t largest) {
   const uint32_t field = finite ? 254u - kSmallest : 127u;
   store_as(out, static_cast<uint16_t>((254u - field) << 7));
   for (size_t i = 0; i < Fp16sLayout::kBlock; ++i) {
-    const float v = scale(in[i]) * power_of_field(field);
+    const float v = scale(load_float(in + i)) * power_of_field(field);
     uint32_t code = narrow<kFloat16, float, uint32_t>(v);
     if (finite && (code & 0x7fffu) == 0x7800u) --code;  // 2^15 would decode to Inf
     store_as(out + Fp16sLayout::kHeaderBytes + 2 * i, static_cast<uint16_t>(code));
@@ -173,7 +177,7 @@ void encode_with_care(const float* in, char* out, Scale scale, uint32_t largest)
   store_as(out, bits);
   const double inverse = bits && bits != kNanBits ? kStepsPerUnit / bits : 0.0;
   for (size_t i = 0; i < Wire::kBlock; ++i) {
-    const double v = double{scale(in[i])} * inverse + kUnits;
+    const double v = double{scale(load_float(in + i))} * inverse + kUnits;
     Wire::put(out, i, bits == kNanBits ? 0 : static_cast<int>(v - kUnits));
   }
 }

@@ -167,7 +167,8 @@ void reduce_rest(float* target, const CodecSources& sources, size_t chunk, size_
     }
     for (size_t i = 0; i < count; ++i) sum[i] = s ? sum[i] + values[i] : values[i];
   }
-  for (size_t i = 0; i < count; ++i) target[i] = canonical(finish(sum[i]));
+  for (size_t i = 0; i < count; ++i) sum[i] = canonical(finish(sum[i]));
+  __builtin_memcpy(target, sum, count * sizeof(float));
 }
 
 template <class Wire, class Finish>
