@@ -53,7 +53,9 @@ bool same(float a, float b) {
   return std::isnan(a) ? std::isnan(b) : __builtin_memcmp(&a, &b, sizeof a) == 0;
 }
 bool same_bits(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(float));
+  const auto bits = [](float x) { return __builtin_bit_cast(uint32_t, x); };
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [&](float x, float y) { return bits(x) == bits(y); });
 }
 
 float absmax(const Floats& values, size_t from, size_t end) {
