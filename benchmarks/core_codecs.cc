@@ -10,7 +10,6 @@
 // Lines "fp32 bucket pack" and "unpack" are a bucket of tensors of 8 KiB, gathered and spread.
 // A round times every contender once, so a slow moment of the machine hits all alike. One thread.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +23,7 @@
 #include "bucket/pack.h"
 #include "kernels/codec.h"
 #include "kernels/cpu_kernels.h"
+#include "timing.h"
 
 using namespace pycomm;
 
@@ -71,17 +71,6 @@ std::vector<std::string> split(const std::string& text) {
   std::istringstream stream(text);
   for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
   return parts;
-}
-
-double once(const std::function<void()>& run, int calls) {
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < calls; ++i) run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / calls;
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
 }
 
 void add_codec(std::vector<Contender>& all, const Codec& codec, std::string_view level,

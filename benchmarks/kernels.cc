@@ -8,7 +8,6 @@
 // k writes to its own target. Each figure is the median over many rounds, and a round times every
 // contender once, so a slow moment of the machine hits all alike. One thread.
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +17,7 @@
 #include <vector>
 
 #include "kernels/cpu_kernels.h"
+#include "timing.h"
 
 using namespace pycomm;
 
@@ -34,17 +34,6 @@ struct Contender {
 template <class T>
 __attribute__((noinline)) void plain_loop(T* __restrict a, const T* __restrict b, size_t count) {
   for (size_t i = 0; i < count; ++i) a[i] += b[i];
-}
-
-double once(const std::function<void()>& run, int calls) {
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < calls; ++i) run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / calls;
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
 }
 
 class Buffers {

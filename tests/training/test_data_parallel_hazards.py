@@ -7,23 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from raising import Raises
 from ranks import Rank, run_ranks
 from torch import Tensor, nn
 
 import pycomm
-
-
-class Raises(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, now: bool) -> Tensor:
-        ctx.now = now
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        if ctx.now:
-            raise ValueError("on purpose")
-        return gradient, None
 
 
 class Fragile(nn.Module):

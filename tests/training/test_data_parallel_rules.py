@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from raising import Raises
 from ranks import Died, Rank, run_ranks
 from reference_run import gpt, next_byte_loss, odd, rows_of, sgd, square_loss, tokens_of
 from replica_scenarios import wide
@@ -195,19 +196,6 @@ def test_buckets_go_out_in_the_order_in_which_rank_0_first_had_gradients() -> No
 
 
 # ---- exceptions
-
-
-class Raises(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, now: bool) -> Tensor:
-        ctx.now = now
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        if ctx.now:
-            raise ValueError("on purpose")
-        return gradient, None
 
 
 class Fragile(nn.Module):
