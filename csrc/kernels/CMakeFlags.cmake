@@ -6,6 +6,6 @@ set(PYCOMM_AVX2_FLAGS -O3 -mavx2 -mf16c -ffp-contract=off)          # cpu_avx2.c
 set(PYCOMM_AVX512_FLAGS                                             # cpu_avx512.cc
     -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mf16c -mprefer-vector-width=512
     -ffp-contract=off)
-set(PYCOMM_CUDA_HOST_FLAGS -O2 -ffp-contract=off)  # cuda_reduce_host.cc
-# cuda_reduce.cu, compiled by nvcc and linked with cudart_static, so that it loads without a driver.
+set(PYCOMM_HOST_KERNELS_FLAGS -O2 -ffp-contract=off)  # host_kernels.cc
+# cuda_*.cu, compiled by nvcc and linked with cudart_static, so that it loads without a driver.
 set(PYCOMM_NVCC_FLAGS -O3 -fmad=false -Xcompiler=-fPIC,-ffp-contract=off)

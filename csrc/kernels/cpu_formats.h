@@ -126,18 +126,6 @@ struct E8m0 {
   }
 };
 
-// Complex numbers are pairs of reals for every operation but the product.
-template <class Part>
-struct ComplexUnit {
-  Part real, imaginary;
-};
-struct ComplexProduct {
-  template <class T>
-  PYCOMM_KERNEL_INLINE static ComplexUnit<T> of(ComplexUnit<T> a, ComplexUnit<T> b) {
-    return {a.real * b.real - a.imaginary * b.imaginary,
-            a.real * b.imaginary + a.imaginary * b.real};
-  }
-};
 // One number at a time at every level: products of complex tensors are rare.
 template <class T>
 struct Complex {

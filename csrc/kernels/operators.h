@@ -133,6 +133,19 @@ struct BitXor {
   }
 };
 
+// Complex numbers are pairs of reals for every operation but the product.
+template <class Part>
+struct ComplexUnit {
+  Part real, imaginary;
+};
+struct ComplexProduct {
+  template <class T>
+  PYCOMM_KERNEL_INLINE static ComplexUnit<T> of(ComplexUnit<T> a, ComplexUnit<T> b) {
+    return {a.real * b.real - a.imaginary * b.imaginary,
+            a.real * b.imaginary + a.imaginary * b.real};
+  }
+};
+
 // What happens to a sum before it is rounded and stored.
 struct Keep {
   template <class V>
@@ -168,7 +181,7 @@ PYCOMM_KERNEL_INLINE T divide_integer(T value, int divisor) {
 
 // A division by a power of two is exactly a multiplication by its reciprocal, and several times
 // cheaper; any other divisor has to be divided by to keep the one rounding.
-constexpr bool is_power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
+PYCOMM_KERNEL_INLINE constexpr bool is_power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
 }  // namespace
 }  // namespace pycomm

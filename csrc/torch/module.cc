@@ -17,7 +17,7 @@
 #include "transport/faulty.h"
 
 #ifdef PYCOMM_WITH_CUDA
-#include "kernels/cuda_reduce.h"
+#include "kernels/device_kernels.h"
 #endif
 
 namespace py = pybind11;

@@ -17,7 +17,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cuda_reduce.h"
+#include "kernels/device_kernels.h"
 
 using namespace pycomm;
 
@@ -64,7 +64,7 @@ bool same_bits(ReduceOp op, DType dtype, int sources, size_t count, unsigned see
   reduce(task);
   task.target = target.data;
   task.sources = device_sources.data();
-  must(cuda_reduce(task, nullptr), "cuda_reduce");
+  must(cuda_kernels().reduce(task, nullptr), "reduce");
   must(cudaMemcpy(got.data(), target.data, bytes, cudaMemcpyDeviceToHost), "copy back");
   return std::memcmp(expected.data(), got.data(), bytes) == 0;
 }
@@ -101,10 +101,10 @@ void bandwidth(DType dtype, int sources, size_t bytes) {
   const float reduce_ms = median_ms([&](int round) {
     std::vector<const void*> from;
     for (int i = 0; i < sources; ++i) from.push_back(at(round, i));
-    must(cuda_reduce({ReduceOp::sum, dtype, at(round, sources), from.data(), sources,
-                      bytes / size_of(dtype), 1},
-                     nullptr),
-         "cuda_reduce");
+    must(cuda_kernels().reduce({ReduceOp::sum, dtype, at(round, sources), from.data(), sources,
+                                bytes / size_of(dtype), 1},
+                               nullptr),
+         "reduce");
   });
   const float copy_ms = median_ms([&](int round) {
     must(cudaMemcpyAsync(at(round, sources), at(round, 0), bytes, cudaMemcpyDeviceToDevice),
@@ -133,7 +133,7 @@ int main() {
     for (int o = 0; o < kReduceOpCount; ++o) {
       const auto dtype = static_cast<DType>(d);
       const auto op = static_cast<ReduceOp>(o);
-      if (!cuda_reduce_supports(op, dtype)) continue;
+      if (op == ReduceOp::premul_sum || !supports(op, dtype)) continue;
       for (const int sources : {1, 2, 3, 4, 8}) {
         for (const size_t count : {1, 7, 16, 1000, 100003}) {
           ++cases;

@@ -6,8 +6,8 @@ cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
 mkdir -p "$OUT" build/gpu
 cmake -S . -B build/gpu -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=ON > "$OUT/configure.log"
-cmake --build build/gpu -j "$(nproc)" --target gpu_reduce cuda_reduce_test > "$OUT/build.log"
-build/gpu/cuda_reduce_test
+cmake --build build/gpu -j "$(nproc)" --target gpu_reduce device_kernels_reduce_test > "$OUT/build.log"
+build/gpu/device_kernels_reduce_test
 {
   echo "commit: $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader

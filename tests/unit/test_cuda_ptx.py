@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: MIT
-"""What nvcc makes of the reduction kernel, checked without a GPU.
+"""What nvcc makes of the kernels, checked without a GPU.
 
 Every kernel must move 16 bytes per access and keep all it works on in registers: an indexed array
 that falls into local memory would cost several times the traffic, and no correctness test would
-notice.
+notice. PTX shows the accesses, ptxas the registers and what it spills.
 """
 
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-WIDE_LOAD = re.compile(r"\bld\.global\.(v4\.\w?32|v2\.\w?64)\b")
+WIDE_LOAD = re.compile(r"\bld\.(?:relaxed\.gpu\.)?global\.(v4\.\w?32|v2\.\w?64)\b")
 WIDE_STORE = re.compile(r"\bst\.global\.(v4\.\w?32|v2\.\w?64)\b")
-KERNELS = 7 * 5  # dtypes times sum, divided sum, product, min, max
+UNROLLED_SOURCES = 8
+
+
+@dataclass
+class Kernel:
+    """One kernel as PTX, and what ptxas says of it for sm_90."""
+
+    ptx: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
 
 
 def find_nvcc() -> str | None:
@@ -27,39 +39,95 @@ def find_nvcc() -> str | None:
     return None
 
 
+def compile_kernels(nvcc: str, source: Path, folder: Path) -> dict[str, Kernel]:
+    """Returns the kernels of a .cu file by their mangled names."""
+    ptx = folder / f"{source.stem}.ptx"
+    subprocess.run(
+        [nvcc, "-std=c++20", "-O3", "-fmad=false", "-arch=compute_90", "-ptx", f"-I{SOURCES}",
+         str(source), "-o", str(ptx)],
+        check=True,
+    )  # fmt: skip
+    beside = Path(nvcc).resolve().parent / "ptxas"
+    ptxas = str(beside) if beside.exists() else "ptxas"
+    report = subprocess.run(
+        [ptxas, "-arch=sm_90", "-v", str(ptx), "-o", "/dev/null"],
+        check=True, capture_output=True, text=True,
+    ).stderr  # fmt: skip
+    parts = re.split(r"^\S*\s*\.entry\s+", ptx.read_text(), flags=re.MULTILINE)[1:]
+    bodies = {part.split("(", 1)[0].strip(): part for part in parts}
+    kernels = {}
+    for part in report.split("Compiling entry function '")[1:]:
+        numbers = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
+        )
+        registers = re.search(r"Used (\d+) registers", part)
+        assert numbers and registers, part
+        stack, stores, loads = map(int, numbers.groups())
+        name = part.split("'", 1)[0]
+        kernels[name] = Kernel(bodies[name], int(registers[1]), stack, stores + loads)
+    assert set(kernels) == set(bodies)
+    return kernels
+
+
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Returns the PTX of each kernel by its mangled name."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Kernel]]:
+    """Returns the kernels of each .cu file that has any."""
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("nvcc not found: the CUDA kernels cannot be compiled here")
-    ptx = tmp_path_factory.mktemp("ptx") / "cuda_reduce.ptx"
-    subprocess.run(
-        [nvcc, "-std=c++20", "-O3", "-fmad=false", "-arch=compute_90", "-ptx", f"-I{SOURCES}",
-         str(SOURCES / "kernels" / "cuda_reduce.cu"), "-o", str(ptx)],
-        check=True,
-    )  # fmt: skip
-    parts = re.split(r"^\S*\s*\.entry\s+", ptx.read_text(), flags=re.MULTILINE)[1:]
-    return {part.split("(", 1)[0].strip(): part for part in parts}
+    folder = tmp_path_factory.mktemp("ptx")
+    sources = sorted((SOURCES / "kernels").glob("*.cu"))
+    with ThreadPoolExecutor(2) as pool:
+        compiled = pool.map(lambda source: compile_kernels(nvcc, source, folder), sources)
+        return {
+            source.stem: kernels
+            for source, kernels in zip(sources, compiled, strict=True)
+            if kernels
+        }
 
 
-def test_every_dtype_and_operation_has_a_kernel(kernels: dict[str, str]) -> None:
-    assert len(kernels) == KERNELS
-    assert any("WholeIf" in name and "Sum" in name and "Keep" in name for name in kernels)
+@pytest.fixture(scope="module")
+def kernels(files: dict[str, dict[str, Kernel]]) -> dict[str, Kernel]:
+    """Returns all kernels by name."""
+    return {name: kernel for group in files.values() for name, kernel in group.items()}
 
 
-def test_every_kernel_moves_sixteen_bytes_per_access(kernels: dict[str, str]) -> None:
-    for name, body in kernels.items():
-        assert len(WIDE_LOAD.findall(body)) >= 8, name
-        assert WIDE_STORE.search(body), name
+def test_every_element_type_has_a_reduction(files: dict[str, dict[str, Kernel]]) -> None:
+    # Eight integers, booleans, nine floats, and products of three complex types.
+    assert len(files["cuda_reduce"]) == 8 + 1 + 9 + 3
 
 
-def test_no_kernel_uses_local_memory(kernels: dict[str, str]) -> None:
-    for name, body in kernels.items():
-        assert ".local" not in body, name
+def test_every_kernel_moves_sixteen_bytes_per_access(kernels: dict[str, Kernel]) -> None:
+    for name, kernel in kernels.items():
+        assert WIDE_LOAD.search(kernel.ptx), name
+        assert WIDE_STORE.search(kernel.ptx), name
 
 
-def test_sums_are_not_contracted_into_fused_multiply_adds(kernels: dict[str, str]) -> None:
-    for name, body in kernels.items():
-        if "Divide" not in name:  # division itself is built from fma
-            assert "fma." not in body, name
+def test_sums_have_the_loads_of_all_sources_in_flight(files: dict[str, dict[str, Kernel]]) -> None:
+    for element in ("WholeIf", "WholeId", "HalfElement", "Bfloat16Element", "WholeIi", "WholeIl"):
+        bodies = [
+            kernel.ptx
+            for name, kernel in files["cuda_reduce"].items()
+            if f"{element}" in name and "Complex" not in name
+        ]
+        assert bodies, element
+        assert len(WIDE_LOAD.findall(bodies[0])) >= UNROLLED_SOURCES, element
+
+
+def test_no_kernel_uses_local_memory(kernels: dict[str, Kernel]) -> None:
+    for name, kernel in kernels.items():
+        assert ".local" not in kernel.ptx, name
+        assert kernel.stack_bytes == kernel.spill_bytes == 0, name
+
+
+def test_registers_leave_room_for_the_blocks_that_hide_latency(
+    kernels: dict[str, Kernel],
+) -> None:
+    # 64 registers: 1024 threads on a multiprocessor, 16 KiB in flight with one vector each.
+    for name, kernel in kernels.items():
+        assert kernel.registers <= 64, name
+
+
+def test_sums_are_not_contracted_into_fused_multiply_adds(kernels: dict[str, Kernel]) -> None:
+    for name, kernel in kernels.items():
+        assert "fma." not in kernel.ptx, name

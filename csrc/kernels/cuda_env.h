@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// A kernel's block on a GPU, see device_env.h, and the one __global__ function that runs any body.
+//
+// Included by the .cu files of this folder only.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "kernels/device_env.h"
+
+namespace pycomm {
+namespace {
+
+class DeviceEnv {
+ public:
+  __device__ size_t block() const { return blockIdx.x; }
+  __device__ size_t blocks() const { return gridDim.x; }
+  __device__ int threads() const { return static_cast<int>(blockDim.x); }
+  template <class Share>
+  __device__ void each_thread(const Share& share) const {
+    share(static_cast<int>(threadIdx.x));
+  }
+  __device__ void barrier() const { __syncthreads(); }
+
+  // Everything bodies work on is global memory, also where its address was itself read from memory.
+  __device__ Bytes16 load16(const char* from) const {
+    __builtin_assume(__isGlobal(from));
+    const uint4 v = *reinterpret_cast<const uint4*>(from);
+    return {{v.x, v.y, v.z, v.w}};
+  }
+  __device__ void store16(char* to, Bytes16 b) const {
+    __builtin_assume(__isGlobal(to));
+    *reinterpret_cast<uint4*>(to) = make_uint4(b.words[0], b.words[1], b.words[2], b.words[3]);
+  }
+  template <class T>
+  __device__ T load(const char* from) const {
+    __builtin_assume(__isGlobal(from));
+    return *reinterpret_cast<const T*>(from);
+  }
+  template <class T>
+  __device__ void store(char* to, T value) const {
+    __builtin_assume(__isGlobal(to));
+    *reinterpret_cast<T*>(to) = value;
+  }
+  // One instruction instead of a dozen; equal to the portable ones but for NaN, which is handled
+  // apart.
+  __device__ float widen_half(uint16_t code) const { return __half2float(__ushort_as_half(code)); }
+  __device__ uint16_t narrow_half(float value) const {
+    return __half_as_ushort(__float2half_rn(value));
+  }
+};
+
+template <class Body>
+__global__ void __launch_bounds__(Body::kThreads, Body::kBlocksPerProcessor)
+    run_body(const __grid_constant__ Body body) {
+  body(DeviceEnv{});
+}
+
+// Enough blocks for the work, at most enough to fill the device.
+struct CudaLaunch {
+  template <class Body>
+  int operator()(const Body& body, size_t items, void* stream) const {
+    int device = 0, processors = 1;
+    if (cudaGetDevice(&device) == cudaSuccess) {
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    const size_t wanted = (std::max(items, size_t{1}) + Body::kThreads - 1) / Body::kThreads;
+    const size_t room = size_t{Body::kBlocksPerProcessor} * static_cast<size_t>(processors);
+    const auto blocks = static_cast<unsigned>(std::min(wanted, room));
+    run_body<<<blocks, Body::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(body);
+    return cudaGetLastError();
+  }
+};
+
+}  // namespace
+}  // namespace pycomm

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+// The table of kernels for GPUs, and what is asked before one is used. Linked with cudart_static,
+// so it loads without a driver.
+#include <cuda_runtime.h>
+
+#include "kernels/cuda_launch.h"
+
+namespace pycomm {
+namespace {
+
+class CudaKernels final : public DeviceKernels {
+ public:
+  int reduce(const ReduceTask& task, void* stream) const override {
+    return cuda::reduce(task, stream);
+  }
+};
+
+}  // namespace
+
+const DeviceKernels& cuda_kernels() {
+  static const CudaKernels kernels;
+  return kernels;
+}
+
+const char* cuda_error_text(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+int cuda_device_count(int* error) {
+  int count = 0;
+  *error = cudaGetDeviceCount(&count);
+  if (*error == cudaSuccess) return count;
+  cudaGetLastError();  // a failed question must not be the next launch's error
+  return 0;
+}
+
+}  // namespace pycomm

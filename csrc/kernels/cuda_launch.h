@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// The calls of DeviceKernels as each .cu file implements them; cuda_kernels.cu makes them a table.
+//
+// One file for each kind of kernel, so that they compile beside one another. Any thread.
+#pragma once
+
+#include "kernels/device_kernels.h"
+
+namespace pycomm::cuda {
+
+int reduce(const ReduceTask& task, void* stream);
+
+}  // namespace pycomm::cuda

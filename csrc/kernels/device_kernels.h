@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// Everything that runs on a device, as calls that launch it: one table for GPUs, and one that runs
+// the same bodies on the host for tests and for devices made of threads.
+//
+// `stream` is a cudaStream_t as void*, or the fake's. A call checks its arguments, launches on the
+// current device, and returns at once: 0, or a cudaError_t as int (kInvalidValue for what the
+// kernel cannot do; nothing was launched then). Addresses are the device's; arrays of addresses are
+// host memory and read before the return. Kernels keep no memory. Any thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "kernels/reduce.h"
+
+namespace pycomm {
+
+inline constexpr int kLaunched = 0;
+inline constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+
+inline constexpr int kDeviceSourcesMax = 64;
+inline constexpr int kDeviceTargetsMax = 8;  // written in one pass
+
+class DeviceKernels {
+ public:
+  virtual ~DeviceKernels() = default;
+
+  // reduce() of reduce.h, with its bits, for every dtype and operation that supports() allows but
+  // premul_sum, and up to kDeviceSourcesMax sources. task.target and up to kDeviceTargetsMax - 1
+  // copies are written in one pass, more copies in further passes, which read the target. Moves 16
+  // bytes an access where all addresses are equally far from a multiple of 16.
+  virtual int reduce(const ReduceTask& task, void* stream) const = 0;
+};
+
+// Puts work at the end of a stream; what it is given is run once, in the stream's order.
+using EnqueueHost = std::function<void(void* stream, std::function<void()> work)>;
+
+// The same bodies compiled for the host. Work runs where `enqueue` runs it, all blocks one after
+// the other.
+std::unique_ptr<DeviceKernels> host_kernels(EnqueueHost enqueue);
+
+// What follows exists in builds with nvcc only (PYCOMM_WITH_CUDA). It loads and answers without a
+// driver.
+const DeviceKernels& cuda_kernels();
+const char* cuda_error_text(int error);
+// 0 and the reason in *error when there is no usable device: 35 means no driver, or one too old.
+int cuda_device_count(int* error);
+
+}  // namespace pycomm

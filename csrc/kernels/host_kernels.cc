@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// The kernels for GPUs compiled for the CPU: a block is run after the other, where `enqueue` runs
+// it.
+// Flags: -ffp-contract=off, like every file that must round as the CPU kernels do.
+#include "kernels/device_kernels.h"
+#include "kernels/host_env.h"
+#include "kernels/reduce_launch.h"
+
+namespace pycomm {
+namespace {
+
+// Few, as they run one after the other, but more than one: a kernel must not count on being alone.
+constexpr int kHostThreads = 32;
+constexpr size_t kHostBlocksMax = 3;
+
+struct HostLaunch {
+  const EnqueueHost& enqueue;
+  template <class Body>
+  int operator()(const Body& body, size_t items, void* stream) const {
+    const size_t blocks = std::clamp(items / kHostThreads, size_t{1}, kHostBlocksMax);
+    enqueue(stream, [body, blocks] {
+      for (size_t block = 0; block < blocks; ++block) body(HostEnv(block, blocks, kHostThreads));
+    });
+    return kLaunched;
+  }
+};
+
+class HostKernels final : public DeviceKernels {
+ public:
+  explicit HostKernels(EnqueueHost enqueue) : enqueue_(std::move(enqueue)) {}
+
+  int reduce(const ReduceTask& task, void* stream) const override {
+    return launch_reduce(task, HostLaunch{enqueue_}, stream);
+  }
+
+ private:
+  EnqueueHost enqueue_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceKernels> host_kernels(EnqueueHost enqueue) {
+  return std::make_unique<HostKernels>(std::move(enqueue));
+}
+
+}  // namespace pycomm
