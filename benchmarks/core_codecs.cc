@@ -4,15 +4,18 @@
 //   core_codecs [formats=bf16,fp16s,int8,int4] [levels=all] [sizes=262144,67108864] [rounds=41]
 //
 // Sizes are float32 bytes of the tensor. Operations: encode, decode, round_trip, add (one encoded
-// source into a plain target, as the receiver of one chunk does) and sum4 (four encoded sources
-// into a target). One line for each: format, level, operation, size, median microseconds, GB/s of
-// float32 bytes (of all sources for sum4), and the time as a multiple of a memcpy of as many bytes.
-// Lines "fp32 bucket pack" and "unpack" are a bucket of tensors of 8 KiB, gathered and spread.
-// A round times every contender once, so a slow moment of the machine hits all alike. One thread.
+// source into a plain target, as the receiver of one chunk does), sum4 (four encoded sources into a
+// target) and feedback (encode with a residual). One line for each: format, level, operation, size,
+// median microseconds, GB/s of float32 bytes (of all sources for sum4), and the time as a multiple
+// of a memcpy of as many bytes. pack and unpack are a bucket of tensors of 8 KiB: copied with
+// format "fp32", scaled on the way with "thirds", else encoded for the rank that owns them and
+// decoded again (EncodedBucket), by formats. A round times every contender once, so a slow moment
+// of the machine hits all alike. One thread.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -20,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "bucket/encoded_bucket.h"
 #include "bucket/pack.h"
 #include "kernels/codec.h"
 #include "kernels/cpu_kernels.h"
@@ -90,6 +94,8 @@ void add_codec(std::vector<Contender>& all, const Codec& codec, std::string_view
     const float* plain[] = {sum, nullptr};
     codec.reduce(sum, from, plain, 2, count);
   });
+  add("feedback", 1,
+      [=, &codec] { codec.encode_with_residual(in, out, out, encoded, nullptr, count); });
   add("sum4", kSources, [=, &codec, &buffers] {
     const std::byte* from[kSources];
     const float* plain[kSources] = {};
@@ -97,6 +103,32 @@ void add_codec(std::vector<Contender>& all, const Codec& codec, std::string_view
     codec.reduce(sum, from, plain, kSources, count);
   });
 }
+
+// Half of this bucket's elements are the other rank's, to be encoded for it; these are `bytes`.
+struct EncodedTensors {
+  EncodedBucket cut;
+  std::vector<float> bucket;
+  std::vector<std::byte> out;
+  std::vector<const std::byte*> arrived{nullptr, nullptr};
+
+  EncodedTensors(Wire wire, CpuLevel level, size_t bytes)
+      : cut(wire, 0, 2, parts_of(bytes), 0, level), bucket(cut.elements(), 0.5f) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < bucket.size(); ++i)
+      bucket[i] = i < 65536 ? normal(random) : bucket[i - 65536];
+    out.resize(cut.bytes_for(1));
+    arrived[1] = out.data();
+  }
+  static std::vector<BucketPart> parts_of(size_t bytes) {
+    constexpr size_t kElements = 2 * 8192 / sizeof(float);
+    std::vector<BucketPart> parts;
+    for (size_t i = 0; i < 2 * bytes / sizeof(float) / kElements; ++i) {
+      parts.push_back({i, i * kElements, i * kElements, kElements});
+    }
+    return parts;
+  }
+};
 
 // Tensors lie apart, as those of a model do: one page in between.
 struct PackedTensors {
@@ -115,18 +147,23 @@ struct PackedTensors {
 
 void add_packing(std::vector<Contender>& all, const PackedTensors& tensors, Buffers& buffers) {
   auto* const flat = reinterpret_cast<std::byte*>(buffers.out.get());
-  all.push_back({"fp32",
-                 "bucket",
-                 "pack",
-                 1,
-                 [=, &tensors] { pack(flat, tensors.pieces, tensors.offsets); },
-                 {}});
-  all.push_back({"fp32",
-                 "bucket",
-                 "unpack",
-                 1,
-                 [=, &tensors] { unpack(flat, tensors.pieces, tensors.offsets); },
-                 {}});
+  const auto add = [&](const char* format, const char* operation, std::function<void()> run) {
+    all.push_back({format, "bucket", operation, 1, run, {}});
+  };
+  const PackFactor third{DType::float32, 1.0 / 3};
+  add("fp32", "pack", [=, &tensors] { pack(flat, tensors.pieces, tensors.offsets); });
+  add("fp32", "unpack", [=, &tensors] { unpack(flat, tensors.pieces, tensors.offsets); });
+  add("thirds", "pack", [=, &tensors] { pack(flat, tensors.pieces, tensors.offsets, third); });
+  add("thirds", "unpack", [=, &tensors] { unpack(flat, tensors.pieces, tensors.offsets, third); });
+}
+
+void add_encoded_packing(std::vector<Contender>& all, EncodedTensors& tensors, Wire wire,
+                         CpuLevel level) {
+  const auto add = [&](const char* operation, std::function<void()> run) {
+    all.push_back({std::string(name_of(wire)), std::string(name_of(level)), operation, 1, run, {}});
+  };
+  add("pack", [&] { tensors.cut.encode(tensors.bucket.data(), {}, tensors.out.data()); });
+  add("unpack", [&] { tensors.cut.decode(tensors.arrived.data(), tensors.bucket.data()); });
 }
 
 void measure(const std::vector<std::string>& formats, const std::vector<std::string>& levels,
@@ -137,12 +174,15 @@ void measure(const std::vector<std::string>& formats, const std::vector<std::str
   all.push_back({"fp32", "libc", "memcpy", 1, [=] { std::memcpy(out, in, bytes); }, {}});
   const PackedTensors tensors(bytes);
   add_packing(all, tensors, buffers);
+  std::deque<EncodedTensors> encoded_tensors;
   for (const std::string& format : formats) {
     for (int i = 0; i <= static_cast<int>(hardware_cpu_level()); ++i) {
       const auto level = static_cast<CpuLevel>(i);
       const bool wanted = std::find(levels.begin(), levels.end(), name_of(level)) != levels.end();
       if (!levels.empty() && !wanted) continue;
-      add_codec(all, codec_at(level, wire_from(format)), name_of(level), buffers);
+      const Wire wire = wire_from(format);
+      add_codec(all, codec_at(level, wire), name_of(level), buffers);
+      add_encoded_packing(all, encoded_tensors.emplace_back(wire, level, bytes), wire, level);
     }
   }
   const int calls = static_cast<int>(std::max<size_t>(1, kBytesPerSample / bytes));
@@ -161,7 +201,7 @@ void measure(const std::vector<std::string>& formats, const std::vector<std::str
   const double copy = median(all[0].seconds);
   for (const Contender& one : all) {
     const double seconds = median(one.seconds);
-    std::printf("%-5s  %-6s  %-10s  %9zu  %10.2f  %6.2f  %5.2f\n", one.format.c_str(),
+    std::printf("%-6s  %-6s  %-10s  %9zu  %10.2f  %6.2f  %5.2f\n", one.format.c_str(),
                 one.level.c_str(), one.operation.c_str(), bytes, seconds * 1e6,
                 static_cast<double>(bytes) * one.sources / seconds * 1e-9,
                 seconds / (copy * one.sources));

@@ -8,7 +8,7 @@
 namespace pycomm {
 
 EncodedBucket::EncodedBucket(Wire wire, int rank, int world_size, std::vector<BucketPart> parts,
-                             size_t exact_below)
+                             size_t exact_below, CpuLevel level)
     : rank_(rank), world_size_(world_size), parts_(std::move(parts)) {
   PYCOMM_USAGE(world_size >= 1 && rank >= 0 && rank < world_size, "encoded bucket: rank ", rank,
                " of ", world_size, "; a rank is at least 0 and less than the world size");
@@ -17,7 +17,7 @@ EncodedBucket::EncodedBucket(Wire wire, int rank, int world_size, std::vector<Bu
   bytes_.resize(ranks);
   for (size_t p = 0; p < parts_.size(); ++p) {
     const BucketPart& part = parts_[p];
-    const Codec& codec = codec_for(part.count < exact_below ? Wire::fp32 : wire);
+    const Codec& codec = codec_at(level, part.count < exact_below ? Wire::fp32 : wire);
     const size_t block = std::max<size_t>(codec.block, 1);
     const size_t blocks = (part.count + block - 1) / block;
     const size_t most = (blocks + ranks - 1) / ranks * block;

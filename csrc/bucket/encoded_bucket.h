@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A gradient bucket as encoded bytes: who owns which elements, and the three passes of an
-// all-reduce by the direct algorithm: encode for the owners, reduce at the owner, decode.
+// all-reduce by the direct algorithm: encode for the owners, reduce at the owner, decode. Each goes
+// over the memory once: packing is narrowing, with residuals too, and unpacking is widening.
 //
 // Every parameter is cut on its own, into slices of whole codec blocks, one for each rank; slice i
 // of the parameter with index k is owned by rank (i + k) % world_size. So who owns an element, and
@@ -44,7 +45,7 @@ struct ResidualMemories {
 class EncodedBucket {
  public:
   EncodedBucket(Wire wire, int rank, int world_size, std::vector<BucketPart> parts,
-                size_t exact_below);
+                size_t exact_below, CpuLevel level = best_cpu_level());
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }

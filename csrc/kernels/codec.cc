@@ -61,6 +61,11 @@ void Codec::round_trip(float* inout, std::byte* out, size_t count) const {
   kernels->round_trip(inout, reinterpret_cast<char*>(out), count);
 }
 
+void Codec::encode_with_residual(const float* values, const float* before, float* after,
+                                 std::byte* out, float* decoded, size_t count) const {
+  kernels->feedback(values, {before, after}, reinterpret_cast<char*>(out), decoded, count);
+}
+
 void Codec::reduce(float* target, const std::byte* const* encoded, const float* const* plain,
                    int source_count, size_t count, int divisor) const {
   PYCOMM_ASSERT(source_count >= 1 && divisor >= 1, source_count, " sources, divisor ", divisor);

@@ -47,6 +47,12 @@ struct Codec {
   // that all ranks hold the same bits.
   void round_trip(float* inout, std::byte* out, size_t count) const;
 
+  // Encodes values[i] + before[i]; after[i] = that, minus what decode(out) gives, or before[i]
+  // where this is not finite. `decoded` gets what decode(out) gives; it may be null, or `values`.
+  // `after` may be `before`.
+  void encode_with_residual(const float* values, const float* before, float* after, std::byte* out,
+                            float* decoded, size_t count) const;
+
   // target[i] = (sum over k of source k, in that order) / divisor, in float32 and in one pass.
   // Source k is encoded (encoded[k] != nullptr) or plain floats (plain[k]). `target` may be one of
   // the plain sources. NaN results are the canonical one.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The loops of the wire formats: encode, decode, round trip and sum, and their table.
+// The loops of the wire formats: encode, decode, round trip, error feedback and sum, and their
+// table.
 //
 // A sum is accumulated in registers across all sources, part by part, so memory is passed over once
 // whatever their number, and the target may be one of them. What does not fill a chunk goes through
@@ -90,6 +91,81 @@ void round_trip_all(float* inout, char* out, size_t count) {
   decode_all<Wire>(out, inout, count, Keep{});
 }
 
+PYCOMM_KERNEL_INLINE void add_to(Part& sum, const Part& part) {
+  for (int i = 0; i < kVectors; ++i) sum.v[i] += part.v[i];
+}
+
+template <class Finish>
+PYCOMM_KERNEL_INLINE void store_sum(float* target, Part sum, const Finish& finish) {
+  for (int i = 0; i < kVectors; ++i) sum.v[i] = finish(sum.v[i]);
+  if (__builtin_expect(any_nan(sum), 0)) {
+    for (int i = 0; i < kVectors; ++i) sum.v[i] = canonical(sum.v[i]);
+  }
+  for (int i = 0; i < kVectors; ++i) store_floats(target + i * kLane, sum.v[i]);
+}
+
+// What is wanted of kChunks chunks, what it became and what that lost, while all of it is in the
+// first cache.
+template <class Wire, int kChunks>
+PYCOMM_KERNEL_INLINE void feedback_chunks(const float* values, CodecResidual residual, char* out,
+                                          float* decoded) {
+  constexpr size_t kCount = kChunks * Wire::kChunk;
+  float wanted[kCount];
+  for (size_t at = 0; at < kCount; at += kPart) {
+    Part sum = load_part(values + at);
+    add_to(sum, load_part(residual.before + at));
+    store_sum(wanted + at, sum, Keep{});
+  }
+  encode_chunks<Wire, kChunks>(wanted, out, Keep{});
+  for (size_t at = 0; at < kCount; at += kPart) {
+    const Part got = Wire::load(out + at / Wire::kChunk * Wire::kChunkBytes, at % Wire::kChunk);
+    const Part before = load_part(residual.before + at);
+    for (int i = 0; i < kVectors; ++i) {
+      const Floats loss = load_floats(wanted + at + i * kLane) - got.v[i];
+      const Ints magnitude = __builtin_bit_cast(Ints, loss) & 0x7fffffff;
+      const auto finite = magnitude < static_cast<int32_t>(kInfinityBits);
+      store_floats(residual.after + at + i * kLane, finite ? loss : before.v[i]);
+      if (decoded) store_floats(decoded + at + i * kLane, got.v[i]);
+    }
+  }
+}
+
+template <class Wire>
+void feedback_rest(const float* values, const CodecResidual& residual, char* out, float* decoded,
+                   size_t count) {
+  float padded[Wire::kChunk] = {}, before[Wire::kChunk] = {}, after[Wire::kChunk];
+  char encoded[Wire::kChunkBytes];
+  __builtin_memcpy(padded, values, count * sizeof(float));
+  __builtin_memcpy(before, residual.before, count * sizeof(float));
+  feedback_chunks<Wire, 1>(padded, {before, after}, encoded, padded);
+  __builtin_memcpy(out, encoded, Wire::rest_bytes(count));
+  __builtin_memcpy(residual.after, after, count * sizeof(float));
+  if (decoded) __builtin_memcpy(decoded, padded, count * sizeof(float));
+}
+
+template <class Wire>
+void feedback_all(const float* values, const CodecResidual& residual, char* out, float* decoded,
+                  size_t count) {
+  CodecResidual here = residual;
+  const auto advance = [&](size_t chunks) {
+    const size_t elements = chunks * Wire::kChunk;
+    values += elements;
+    here = {here.before + elements, here.after + elements};
+    out += chunks * Wire::kChunkBytes;
+    if (decoded) decoded += elements;
+    count -= elements;
+  };
+  while (count >= kChunksAtOnce * Wire::kChunk) {
+    feedback_chunks<Wire, kChunksAtOnce>(values, here, out, decoded);
+    advance(kChunksAtOnce);
+  }
+  while (count >= Wire::kChunk) {
+    feedback_chunks<Wire, 1>(values, here, out, decoded);
+    advance(1);
+  }
+  if (count) feedback_rest<Wire>(values, here, out, decoded, count);
+}
+
 template <class Wire>
 struct EncodedSource {
   const char* from;
@@ -113,19 +189,6 @@ template <class Wire>
 PYCOMM_KERNEL_INLINE Part load_source(const CodecSources& sources, int s, size_t chunk, size_t at) {
   if (sources.encoded[s]) return encoded_source<Wire>(sources, s).load(chunk, at);
   return PlainSource<Wire>{sources.plain[s]}.load(chunk, at);
-}
-
-PYCOMM_KERNEL_INLINE void add_to(Part& sum, const Part& part) {
-  for (int i = 0; i < kVectors; ++i) sum.v[i] += part.v[i];
-}
-
-template <class Finish>
-PYCOMM_KERNEL_INLINE void store_sum(float* target, Part sum, const Finish& finish) {
-  for (int i = 0; i < kVectors; ++i) sum.v[i] = finish(sum.v[i]);
-  if (__builtin_expect(any_nan(sum), 0)) {
-    for (int i = 0; i < kVectors; ++i) sum.v[i] = canonical(sum.v[i]);
-  }
-  for (int i = 0; i < kVectors; ++i) store_floats(target + i * kLane, sum.v[i]);
 }
 
 template <class Wire, class Finish>
@@ -211,7 +274,8 @@ void decode_wire(const char* in, float* out, size_t count, float scale) {
 
 template <class Wire>
 constexpr CodecKernels codec_of() {
-  return {encode_wire<Wire>, decode_wire<Wire>, round_trip_all<Wire>, reduce_wire<Wire>};
+  return {encode_wire<Wire>, decode_wire<Wire>, round_trip_all<Wire>, feedback_all<Wire>,
+          reduce_wire<Wire>};
 }
 
 // In the order of enum Wire.

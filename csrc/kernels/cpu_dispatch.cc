@@ -107,9 +107,9 @@ void reduce_at(CpuLevel level, const ReduceTask& task) {
   cpu_kernels_at(level).reduce(task);
 }
 
-void scale(DType dtype, void* data, size_t count, double factor) {
+void scale(DType dtype, const void* in, void* out, size_t count, double factor) {
   PYCOMM_ASSERT(is_floating(dtype) || is_complex(dtype), "scale of ", name_of(dtype));
-  best_kernels().scale(dtype, data, count, factor);
+  best_kernels().scale(dtype, in, out, count, factor);
 }
 
 }  // namespace pycomm

@@ -13,7 +13,7 @@ namespace pycomm {
 
 struct CpuKernels {
   void (*reduce)(const ReduceTask& task);
-  void (*scale)(DType dtype, void* data, size_t count, double factor);
+  void (*scale)(DType dtype, const void* in, void* out, size_t count, double factor);
   const CodecKernels* codecs;  // by Wire
 };
 

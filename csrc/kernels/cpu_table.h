@@ -146,16 +146,15 @@ void reduce_any(const ReduceTask& task) {
   }
 }
 
-// x *= factor is a reduction of one source that ends in a multiplication.
+// A product with a factor is a reduction of one source that ends in a multiplication.
 template <class Format>
 void scale_floats(const ReduceTask& task, double factor) {
   using T = typename Format::Scalar;
   reduce_loop<Format, Sum>(task, Times<T>{static_cast<T>(factor)});
 }
 
-void scale_any(DType dtype, void* data, size_t count, double factor) {
-  const void* source = data;
-  ReduceTask task{ReduceOp::sum, dtype, data, &source, 1, count, 1};
+void scale_any(DType dtype, const void* in, void* out, size_t count, double factor) {
+  ReduceTask task{ReduceOp::sum, dtype, out, &in, 1, count, 1};
   if (is_complex(dtype)) task.count *= 2;
   switch (dtype) {
     case DType::float16:

@@ -2,9 +2,12 @@
 // What a BucketReducer sends, and what becomes of the answers. All under its mutex.
 #include <ATen/Functions.h>
 
+#include <utility>
+
 #include "base/error.h"
 #include "bucket/pack.h"
 #include "torch/bucket_reducer.h"
+#include "torch/tensors.h"
 
 namespace pycomm {
 namespace {
@@ -32,15 +35,17 @@ at::Tensor as_it_lies(const at::Tensor& tensor) {
 
 void BucketReducer::divide_by(int divisor) {
   if (divisor == 0 && options_.average) {
+    factor_.reset();
     op_ = c10d::ReduceOp::AVG;
   } else {
-    op_ = c10d::makePreMulSum(1.0 / (divisor ? divisor : backend_->getSize()));
+    factor_ = 1.0 / (divisor ? divisor : backend_->getSize());
+    op_ = c10d::makePreMulSum(*factor_);
   }
 }
 
-c10::intrusive_ptr<c10d::Work> BucketReducer::reduce(Tensors tensors) {
+c10::intrusive_ptr<c10d::Work> BucketReducer::reduce(Tensors tensors, const c10d::ReduceOp& op) {
   c10d::AllreduceCoalescedOptions options;
-  options.reduceOp = op_;
+  options.reduceOp = op;
   options.asyncOp = true;
   return backend_->allreduce_coalesced(tensors, options);
 }
@@ -50,6 +55,8 @@ void BucketReducer::launch(Bucket& bucket, Part part) {
   if (bucket.flat.defined()) {
     if (part == Part::own) pack_small_ones(bucket);
     tensors.push_back(part == Part::own ? bucket.flat : at::zeros_like(bucket.flat));
+    // Packing has multiplied them already.
+    if (factor_) bucket.small = reduce(std::exchange(tensors, {}), c10d::ReduceOp::SUM);
   }
   for (const int index : bucket.parameters) {
     Gradient& gradient = gradients_[static_cast<size_t>(index)];
@@ -57,7 +64,16 @@ void BucketReducer::launch(Bucket& bucket, Part part) {
     tensors.push_back(as_it_lies(part == Part::own ? contribution_of(gradient)
                                                    : at::zeros_like(gradient.parameter)));
   }
-  bucket.work = reduce(std::move(tensors));
+  if (tensors.empty()) {
+    bucket.work = std::move(bucket.small);
+  } else {
+    bucket.work = reduce(std::move(tensors), op_);
+  }
+}
+
+void BucketReducer::wait(Bucket& bucket) {
+  if (bucket.small) bucket.small->wait();
+  bucket.work->wait();
 }
 
 bool BucketReducer::has_own(Gradient& gradient) const {
@@ -68,26 +84,31 @@ bool BucketReducer::has_own(Gradient& gradient) const {
   return true;
 }
 
-// Into the flat memory, in one pass; from then on param.grad is there.
+// Into the flat memory, in one pass that multiplies where this rank does; from then on param.grad
+// is there.
 void BucketReducer::pack_small_ones(Bucket& bucket) {
   std::vector<Piece> pieces;
   std::vector<size_t> offsets;
+  auto* const flat = static_cast<std::byte*>(bucket.flat.data_ptr());
   for (const int index : bucket.parameters) {
     Gradient& gradient = gradients_[static_cast<size_t>(index)];
     if (!gradient.view.defined()) continue;
     at::Tensor& mine = gradient.parameter.mutable_grad();
+    std::byte* from = flat + gradient.offset;
     if (!has_own(gradient)) {
       substitute_for(gradient);
-    } else if (!same_memory(mine, gradient.view)) {
-      if (alike(mine, gradient.view)) {
-        pieces.push_back({static_cast<std::byte*>(mine.data_ptr()), mine.nbytes()});
-        offsets.push_back(gradient.offset);
-      } else {
-        gradient.view.copy_(mine.detach());
-      }
+    } else if (alike(mine, gradient.view)) {
+      from = static_cast<std::byte*>(mine.data_ptr());
+    } else {
+      gradient.view.copy_(mine.detach());
     }
+    if (!factor_ && from == flat + gradient.offset) continue;  // there already
+    pieces.push_back({from, gradient.view.nbytes()});
+    offsets.push_back(gradient.offset);
   }
-  pack(static_cast<std::byte*>(bucket.flat.data_ptr()), pieces, offsets);
+  std::optional<PackFactor> factor;
+  if (factor_) factor = {dtype_of(Collective::all_reduce, bucket.flat), *factor_};
+  pack(flat, pieces, offsets, factor);
   for (const int index : bucket.parameters) {
     Gradient& gradient = gradients_[static_cast<size_t>(index)];
     if (!gradient.view.defined() || gradient.substitute.defined()) continue;
@@ -147,7 +168,7 @@ void BucketReducer::reduce_rest(Part part) {
   *in_arena_ = false;
   while (next_ < buckets_.size()) launch(buckets_[next_++], part);
   const auto telling = tell(part);
-  for (const auto& bucket : buckets_) bucket.work->wait();
+  for (auto& bucket : buckets_) wait(bucket);
   telling->wait();
   const bool interrupted = told_[static_cast<int64_t>(gradients_.size())].item<bool>();
   if (part == Part::own) adopt_substitutes();

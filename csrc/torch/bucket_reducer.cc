@@ -237,6 +237,7 @@ void BucketReducer::rest() {
   for (auto& bucket : buckets_) {
     bucket.waiting = bucket.parameters.size();
     bucket.work.reset();
+    bucket.small.reset();
   }
   for (auto& gradient : gradients_) {
     gradient.brought = 0;

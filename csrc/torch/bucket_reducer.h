@@ -24,6 +24,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
@@ -83,7 +84,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
     std::vector<int> parameters;
     at::Tensor flat;
     size_t waiting = 0;
-    c10::intrusive_ptr<c10d::Work> work;  // null until it goes out
+    // Null until they go out. `small` is null, too, where one operation carries everything.
+    c10::intrusive_ptr<c10d::Work> work, small;
   };
   enum class Part { own, absent, interrupted };  // what this rank has in a reduction
 
@@ -102,7 +104,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   bool has_own(Gradient& gradient) const;
   at::Tensor substitute_for(Gradient& gradient);
   void reduce_rest(Part part);
-  c10::intrusive_ptr<c10d::Work> reduce(std::vector<at::Tensor> tensors);
+  c10::intrusive_ptr<c10d::Work> reduce(std::vector<at::Tensor> tensors, const c10d::ReduceOp& op);
+  void wait(Bucket& bucket);
   c10::intrusive_ptr<c10d::Work> tell(Part part);
   void adopt_substitutes();
 
@@ -114,6 +117,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   const BackendPtr backend_;
   const ReducerOptions options_;
   c10d::ReduceOp op_;
+  std::optional<double> factor_;  // with which each rank multiplies its own before the sum
   std::vector<Gradient> gradients_;
   std::vector<Bucket> buckets_;
   size_t next_ = 0;             // the bucket to go out

@@ -256,7 +256,7 @@ std::shared_ptr<Operation> OperationBuilder::take(int rank) {
       // Tensors made in inference mode may only be written in it.
       const c10::InferenceMode guard;
       for (const auto& one : pack) one.temporary.copy_(one.tensor);
-      for (const auto& one : scaled) scale(dtype, one.data, one.count, *factor);
+      for (const auto& one : scaled) scale(dtype, one.data, one.data, one.count, *factor);
       for (const auto& one : *moved) std::memcpy(one.apart.get(), one.from, one.bytes);
     };
   }

@@ -8,6 +8,7 @@
 
 #include "base/limits.h"
 #include "check.h"
+#include "kernels/cpu_kernels.h"
 #include "kernels/error_feedback.h"
 
 using namespace pycomm;
@@ -167,4 +168,30 @@ TEST("without residuals only the mean is encoded") {
   codec.encode(own.data(), expected.data(), count);
   CHECK(out == expected, "");
   CHECK(same_bits(target, decoded(codec, out, count)), "");
+}
+
+TEST("encoding with a residual has the same bits at every CPU level, NaN and Inf included") {
+  for (const Wire wire : kWires) {
+    for (const size_t count : kCounts) {
+      auto values = normal(count, 11);
+      const auto before = normal(count, 12, 0.1f);
+      for (size_t i = 5; i < count; i += 611) values[i] = i % 2 ? NAN : INFINITY;
+      const Codec& reference = codec_at(CpuLevel::scalar, wire);
+      std::vector<std::byte> expected(reference.wire_bytes(count)), out(expected);
+      std::vector<float> lost(count), got(count);
+      reference.encode_with_residual(values.data(), before.data(), lost.data(), expected.data(),
+                                     got.data(), count);
+      CHECK(same_bits(got, decoded(reference, expected, count)), name_of(wire), " ", count);
+      for (int i = 0; i <= static_cast<int>(hardware_cpu_level()); ++i) {
+        const auto level = static_cast<CpuLevel>(i);
+        std::vector<float> kept(before), target(values);
+        codec_at(level, wire)
+            .encode_with_residual(target.data(), kept.data(), kept.data(), out.data(),
+                                  target.data(), count);
+        CHECK(out == expected, name_of(wire), " ", count, " at ", name_of(level));
+        CHECK(same_bits(kept, lost), name_of(wire), " ", count, " at ", name_of(level));
+        CHECK(same_bits(target, got), name_of(wire), " ", count, " at ", name_of(level));
+      }
+    }
+  }
 }

@@ -154,7 +154,7 @@ TEST("a 16-bit sum is rounded once, not after every source") {
   }
 }
 
-TEST("scale multiplies in place, alike at every level") {
+TEST("scale multiplies, in place or on the way, alike at every level") {
   std::mt19937_64 random(kernels_data::seed());
   for (int d = 0; d < kDTypeCount; ++d) {
     const auto dtype = static_cast<DType>(d);
@@ -162,10 +162,13 @@ TEST("scale multiplies in place, alike at every level") {
     std::vector<char> input(kLargest * size_of(dtype));
     kernels_data::fill(random, dtype, input);
     std::vector<char> expected = input;
-    cpu_kernels_at(CpuLevel::scalar).scale(dtype, expected.data(), kLargest, 1.0 / 3);
+    cpu_kernels_at(CpuLevel::scalar).scale(dtype, input.data(), expected.data(), kLargest, 1.0 / 3);
     for (CpuLevel level : levels()) {
       std::vector<char> out = input;
-      cpu_kernels_at(level).scale(dtype, out.data(), kLargest, 1.0 / 3);
+      cpu_kernels_at(level).scale(dtype, out.data(), out.data(), kLargest, 1.0 / 3);
+      CHECK(out == expected, name_of(dtype), " in place at ", name_of(level));
+      std::fill(out.begin(), out.end(), '\7');
+      cpu_kernels_at(level).scale(dtype, input.data(), out.data(), kLargest, 1.0 / 3);
       CHECK(out == expected, name_of(dtype), " at ", name_of(level));
     }
     if (dtype != DType::float32) continue;
