@@ -73,7 +73,9 @@ def check_model(module: nn.Module) -> None:
             )
 
 
-def check_same_on_all(module: nn.Module, group: dist.ProcessGroup) -> None:
+def check_same_on_all(
+    module: nn.Module, group: dist.ProcessGroup, who: str = "DataParallel"
+) -> None:
     """Compares names, shapes, strides and dtypes with the other ranks; collective.
 
     Raises:
@@ -90,7 +92,7 @@ def check_same_on_all(module: nn.Module, group: dist.ProcessGroup) -> None:
     dist.all_gather_object(found, mine, group=group)
     for rank, theirs in enumerate(found):
         if theirs != found[0]:
-            raise UsageError(_difference(rank, theirs, found[0]))
+            raise UsageError(f"{who}: {_difference(rank, theirs, found[0])}")
 
 
 def describe(module: nn.Module) -> list[str]:
@@ -119,6 +121,4 @@ def _difference(rank: int, theirs: list[str], reference: list[str]) -> str:
         longer = max(theirs, reference, key=len)
         extra = longer[min(len(theirs), len(reference))]
         a, b = (extra, "nothing") if longer is theirs else ("nothing", extra)
-    return (
-        f"DataParallel: rank {rank} has {a} where rank 0 has {b}; build the same model on all ranks"
-    )
+    return f"rank {rank} has {a} where rank 0 has {b}; build the same model on all ranks"
