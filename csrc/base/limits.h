@@ -220,4 +220,10 @@ inline constexpr int kTcpSendBytesNear = 256 * 1024;
 inline constexpr auto kTcpNear = 200us;
 inline constexpr int kRecorderEntries = 1024;
 
+// CUDA: stream memory operations in one call of the driver, which takes fewer than 256. And what an
+// allocation must be a multiple of to have a block of cudaMalloc to itself: a handle for other
+// processes stands for the block.
+inline constexpr size_t kWordOperationsMax = 128;
+inline constexpr size_t kIpcBlockBytes = 2 * 1024 * 1024;
+
 }  // namespace pycomm

@@ -25,7 +25,7 @@ namespace pycomm {
 struct DeviceFacts {
   int index = 0;       // as this process counts
   std::string name;    // "NVIDIA H200"
-  std::string uuid;    // "GPU-..." or "MIG-..."; equal on two ranks exactly when they share it
+  std::string uuid;    // equal on two ranks exactly when they share the GPU, or the slice of it
   int processors = 0;  // multiprocessors
   size_t memory_bytes = 0;
   bool words = false;        // 64-bit stream write and wait values
@@ -72,6 +72,7 @@ struct WordOperation {
   uint64_t value;
 };
 
+// Asking while a capture is under way in the process is `failed`, and spoils the capture.
 enum class DeviceProgress : uint8_t { done, pending, failed };
 
 // `id` is 0 while nothing is captured, else that of the capture which the stream takes part in.
