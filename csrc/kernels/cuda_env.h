@@ -45,6 +45,7 @@ class DeviceEnv {
     __builtin_assume(__isGlobal(to));
     *reinterpret_cast<T*>(to) = value;
   }
+  __device__ void raise(uint32_t* flags, uint32_t bits) const { atomicOr_system(flags, bits); }
   // One instruction instead of a dozen; equal to the portable ones but for NaN, which is handled
   // apart.
   __device__ float widen_half(uint16_t code) const { return __half2float(__ushort_as_half(code)); }

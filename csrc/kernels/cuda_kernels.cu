@@ -13,6 +13,10 @@ class CudaKernels final : public DeviceKernels {
   int reduce(const ReduceTask& task, void* stream) const override {
     return cuda::reduce(task, stream);
   }
+  int pack(const PackTask& task, void* stream) const override { return cuda::pack(task, stream); }
+  int unpack(const PackTask& task, void* stream) const override {
+    return cuda::unpack(task, stream);
+  }
 };
 
 }  // namespace

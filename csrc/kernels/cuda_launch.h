@@ -9,5 +9,7 @@
 namespace pycomm::cuda {
 
 int reduce(const ReduceTask& task, void* stream);
+int pack(const PackTask& task, void* stream);
+int unpack(const PackTask& task, void* stream);
 
 }  // namespace pycomm::cuda

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 
+#include "kernels/device_pack.h"
 #include "kernels/reduce.h"
 
 namespace pycomm {
@@ -30,6 +31,13 @@ class DeviceKernels {
   // copies are written in one pass, more copies in further passes, which read the target. Moves 16
   // bytes an access where all addresses are equally far from a multiple of 16.
   virtual int reduce(const ReduceTask& task, void* stream) const = 0;
+
+  // All tensors of a bucket into it, or from it, in one launch: converted, multiplied by task.scale
+  // in float32 (float64 in itself), rounded once, added to what is there if task.accumulate. Any of
+  // float32, float16 and bfloat16 to any of them, and float64 to itself; equal types at scale 1 are
+  // copied as they are, otherwise NaN becomes the canonical one. Tensors must not overlap.
+  virtual int pack(const PackTask& task, void* stream) const = 0;
+  virtual int unpack(const PackTask& task, void* stream) const = 0;
 };
 
 // Puts work at the end of a stream; what it is given is run once, in the stream's order.

@@ -3,6 +3,7 @@
 // 16-byte access that is not aligned, the sanitizers report. One per block that runs; not shared.
 #pragma once
 
+#include <atomic>
 #include <cstring>
 
 #include "kernels/device_env.h"
@@ -35,6 +36,9 @@ class HostEnv {
   template <class T>
   void store(char* to, T value) const {
     std::memcpy(to, &value, sizeof value);
+  }
+  void raise(uint32_t* flags, uint32_t bits) const {
+    std::atomic_ref(*flags).fetch_or(bits, std::memory_order_relaxed);
   }
   float widen_half(uint16_t code) const { return widen<kFloat16, float>(uint32_t{code}); }
   uint16_t narrow_half(float value) const {

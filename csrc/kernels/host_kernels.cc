@@ -4,6 +4,7 @@
 // Flags: -ffp-contract=off, like every file that must round as the CPU kernels do.
 #include "kernels/device_kernels.h"
 #include "kernels/host_env.h"
+#include "kernels/pack_launch.h"
 #include "kernels/reduce_launch.h"
 
 namespace pycomm {
@@ -31,6 +32,12 @@ class HostKernels final : public DeviceKernels {
 
   int reduce(const ReduceTask& task, void* stream) const override {
     return launch_reduce(task, HostLaunch{enqueue_}, stream);
+  }
+  int pack(const PackTask& task, void* stream) const override {
+    return launch_pack(task, true, HostLaunch{enqueue_}, stream);
+  }
+  int unpack(const PackTask& task, void* stream) const override {
+    return launch_pack(task, false, HostLaunch{enqueue_}, stream);
   }
 
  private:
