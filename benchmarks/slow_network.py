@@ -10,8 +10,9 @@ One rank on each of two network namespaces (tests/hosts/network.py). Without a d
 their Ethernet; with one they are joined by slow_wire.py. The contenders run the same unchanged
 script, each in processes of its own, in turns; formats are chosen by PYCOMM_WIRE. `all_reduce`
 times calls on one float32 tensor of normal values and prints how far the sum is from the exact
-one; `step` trains the GPT of training_step.py under DDP. A contender's HOOK=fp16 is torch's
-fp16_compress_hook. Exit code: 0; 3 a rank failed.
+one; `step` trains the GPT of training_step.py under DDP, or under pycomm.DataParallel where
+PYCOMM_BENCH_WRAPPER=pycomm. A contender's HOOK=fp16 is torch's fp16_compress_hook. Exit code: 0; 3
+a rank failed.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ if TYPE_CHECKING:
 WORLD = 2
 EXIT_RANK = 3
 FORMATS = "pycomm bf16=pycomm,PYCOMM_WIRE=bf16 fp16s=pycomm,PYCOMM_WIRE=fp16s"
+OURS = "PYCOMM_BENCH_WRAPPER=pycomm"
 CONTENDERS = {
     "all_reduce": f"gloo {FORMATS} int8=pycomm,PYCOMM_WIRE=int8 auto=pycomm,PYCOMM_WIRE=auto",
-    "step": f"gloo gloo_hook=gloo,HOOK=fp16 {FORMATS} int8=pycomm,PYCOMM_WIRE=int8",
+    "step": f"gloo gloo_hook=gloo,HOOK=fp16 {FORMATS} int8=pycomm,PYCOMM_WIRE=int8"
+    f" dp_fp16s=pycomm,PYCOMM_WIRE=fp16s,{OURS} dp_int8=pycomm,PYCOMM_WIRE=int8,{OURS}",
 }
 # With this queue behind it a token bucket drops nothing that a window of TCP's can hold back.
 BUCKET = "burst 128kb latency 20ms"
@@ -144,6 +147,8 @@ class SlowTrainer(Trainer):
     """A trainer that does not send its first weights over the slow network: one seed made them."""
 
     def _data_parallel(self, model: Any) -> Any:
+        if os.environ.get("PYCOMM_BENCH_WRAPPER") == "pycomm":
+            return super()._data_parallel(model)  # sends them, before anything is timed
         from torch.nn.parallel import DistributedDataParallel
 
         wrapped = DistributedDataParallel(model, init_sync=False)

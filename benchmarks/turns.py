@@ -72,7 +72,8 @@ class Seat:
         """Yields the number of each round when it is this contender's turn in it. Blocks.
 
         Before round 1 all wait until the file `start_when` exists, if it is given: round 0, set-up,
-        can then be over before the machine is made quiet.
+        can then be over before the machine is made quiet. Ends when everybody's last turn is over:
+        a process that exits would take the cores from those that are still measuring.
         """
         last = rounds * self._places - 1
         for number in range(rounds):
@@ -85,8 +86,10 @@ class Seat:
                 self._hold(start_when)
             self._context.step(f"{self.contender.name}, round {number}")
             yield number
-            if self._turns.add(f"ended{turn}", 1) == self.world and turn < last:
-                self._turns.set(f"begin{turn + 1}", "")
+            if self._turns.add(f"ended{turn}", 1) == self.world:
+                self._turns.set(f"begin{turn + 1}" if turn < last else "over", "")
+        self._context.step(f"{self.contender.name}, waiting for the last turn")
+        self._turns.wait(["over"], PATIENCE)
 
     def _hold(self, start_when: Path) -> None:
         """Waits for the file, on every rank of the contender that begins round 1."""

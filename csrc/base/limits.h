@@ -73,8 +73,9 @@ inline constexpr double kAssumedAlphaS = 2.7e-7;
 inline constexpr double kAssumedBetaSPerByte = 3.1e-11;
 inline constexpr double kAssumedGammaSPerByte = 1e-11;
 
-// The owner of a sum adds, and encodes with error feedback, this many elements at a time, a multiple
-// of every codec's block: the sum and both residuals are 48 KiB together and stay in the L2 cache.
+// The owner of a sum adds, and encodes with error feedback, this many elements at a time, a
+// multiple of every codec's block: the sum and both residuals are 48 KiB together and stay in the
+// L2 cache.
 inline constexpr size_t kFeedbackElements = 4096;
 
 // Payloads of this size and less travel inside the frame header's cache line.

@@ -41,8 +41,8 @@ struct ReduceTask {
 void reduce(const ReduceTask& task);                     // at best_cpu_level()
 void reduce_at(CpuLevel level, const ReduceTask& task);  // for tests and benchmarks
 
-// out[i] = in[i] * factor over floating and complex dtypes, computed in float32 (16-bit and smaller),
-// else in the dtype itself. `out` may be `in`, otherwise the ranges must not overlap.
+// out[i] = in[i] * factor over floating and complex dtypes, computed in float32 (16-bit and
+// smaller), else in the dtype itself. `out` may be `in`, otherwise the ranges must not overlap.
 void scale(DType dtype, const void* in, void* out, size_t count, double factor);
 
 }  // namespace pycomm
