@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The command line: python -m pycomm run | doctor | bench | plan | flight."""
+"""The command line: python -m pycomm run | doctor | bench | plan | flight | data."""
 
 import argparse
 import sys
 
 from pycomm import bench, doctor, flight, plans
 from pycomm import run as run_program
+from pycomm.data import command as data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("doctor", doctor, "say what is found here, measure between ranks, name what is wrong"),
         ("bench", bench, "measure collectives side by side with other backends, and check them"),
         ("plan", plans, "print an algorithm as the steps each rank takes, prove it, cost it"),
+        ("data", data, "write text files as tokens to train on, show what such a file has"),
         ("flight", flight, "compare flight recorder dumps and say where the ranks part"),
     ):
         command = commands.add_parser(name, help=text, description=module.__doc__)

@@ -15,7 +15,7 @@ from typing import Any
 _registered = False
 # Public names that need the extension module, and where they are.
 _LATER = {"Communicator": "pycomm.communicator", "DataParallel": "pycomm.data_parallel"}
-_MODULES_LATER = {"compression", "local_sgd"}
+_MODULES_LATER = {"compression", "data", "local_sgd"}
 
 
 def register() -> None:

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""Data for training on several ranks: text as tokens, and who gets which samples.
+
+    pycomm.data.prepare_text("books/", "books.tokens", vocab_size=8192, processes=4)
+    dataset = pycomm.data.TokenDataset("books.tokens", block_size=256)
+    sampler = pycomm.data.ShardedSampler(dataset, batch_size=8)
+    loader = pycomm.data.ShardedLoader(dataset, sampler, num_workers=2)
+
+docs/data.md describes all of it.
+"""
+
+from pycomm.data.loader import ShardedLoader
+from pycomm.data.prepare import Prepared, prepare_text
+from pycomm.data.sampler import ShardedSampler
+from pycomm.data.token_dataset import TokenDataset
+from pycomm.data.token_file import load_tokenizer
+from pycomm.data.tokenizer import Tokenizer
+
+__all__ = [
+    "Prepared",
+    "ShardedLoader",
+    "ShardedSampler",
+    "TokenDataset",
+    "Tokenizer",
+    "load_tokenizer",
+    "prepare_text",
+]
