@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' numpy
 	$(BIN)/python -m pip install -q --disable-pip-version-check setuptools wheel cmake ninja \
-	  pytest pytest-timeout pytest-benchmark hypothesis expecttest matplotlib tokenizers tqdm ruff mypy clang-format
+	  pytest pytest-timeout pytest-benchmark hypothesis expecttest matplotlib tokenizers tqdm pyyaml ruff mypy clang-format
 	touch $@
 
 # An editable install: the package is this folder, so tests and examples run what you read.

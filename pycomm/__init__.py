@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""pycomm: collective communication for PyTorch, and for plain arrays: Communicator.
+"""pycomm: collective communication for PyTorch and for plain arrays, and training on top of it.
 
-Importing this registers the backend "pycomm"; where pycomm is installed it is not needed:
-
-    import torch, torch.distributed as dist
-    dist.init_process_group("pycomm")          # under torchrun
-    x = torch.ones(4)                          # float32[4]
-    dist.all_reduce(x)                         # the sum over all ranks
-    dist.destroy_process_group()
+dist.init_process_group("pycomm")          # under torchrun; needs no import of pycomm
+dist.all_reduce(torch.ones(4))             # the sum over all ranks
+ctx = pycomm.init(pycomm.Layout(dp=2))     # docs/training.md
 """
 
 from typing import TYPE_CHECKING
@@ -21,6 +17,8 @@ from pycomm.registration import load_later as __getattr__  # noqa: F401
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
     from pycomm.data_parallel import DataParallel
+    from pycomm.layout import Layout
+    from pycomm.train.context import init
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,12 +26,14 @@ __all__ = [
     "CommError",
     "Communicator",
     "DataParallel",
+    "Layout",
     "Mismatch",
     "Options",
     "PeerFailure",
     "Timeout",
     "UsageError",
     "arena",
+    "init",
 ]
 
 autoload()

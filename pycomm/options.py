@@ -16,6 +16,7 @@ from pycomm.errors import UsageError
 
 _TRANSPORTS = ("shm", "tcp")
 _WIRES = ("fp32", "bf16", "fp16s", "int8", "auto")
+_ADDING = ("all_reduce", "reduce_scatter", "reduce")
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -115,6 +116,7 @@ VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_TRANSPORT": ("transport", _transports),
     "PYCOMM_ALGO": ("algorithm", _text),
     "PYCOMM_WIRE": ("wire", _wire),
+    "PYCOMM_DETERMINISTIC": ("deterministic", _flag),
     "PYCOMM_DETECT_TIMEOUT": ("detect_timeout_s", _seconds),
     "PYCOMM_CONNECT_TIMEOUT": ("connect_timeout_s", _seconds),
     "PYCOMM_SOCKET_IFNAME": ("socket_interface", _text),
@@ -150,6 +152,9 @@ class Options:
             PYCOMM_ALGO.
         wire: What float32 sums of 64 KiB and more travel as: "fp32", "bf16", "fp16s" (float16 with
             a scale for each block), "int8", or "auto", which measures. Default fp32. PYCOMM_WIRE.
+        deterministic: Sums are taken in rank order whatever their size and whatever the hosts, by
+            the direct algorithms, so that bits depend on nothing but the operands.
+            PYCOMM_DETERMINISTIC.
         socket_interface: What tcp may use: "eth0,ib0" (names or their beginnings, the first there
             is), "10.0.0.0/8,fd00::/8" (networks), "=eth0" (that name only) or "^docker0,lo" (all
             but these). Default: the route to the store's host. PYCOMM_SOCKET_IFNAME.
@@ -171,6 +176,7 @@ class Options:
     transport: str | None = None
     algorithm: str | None = None
     wire: str | None = None
+    deterministic: bool | None = None
     socket_interface: str | None = None
     port_range: str | None = None
     host_id: str | None = None
@@ -208,11 +214,27 @@ class Options:
             given = getattr(self, one.name)
             if given is not None:
                 values[one.name] = _check_field(one.name, given)
+        if values.pop("deterministic", False):
+            values["algorithm"] = _in_rank_order(values.get("algorithm"))
         if values.get("segment_bytes", 0) % 4096:
             raise UsageError(
                 f"segment_bytes={values['segment_bytes']}: expected a multiple of 4096 bytes"
             )
         return values
+
+
+def _in_rank_order(algorithm: str | None) -> str:
+    """The algorithms of deterministic sums; others may be chosen for what does not add."""
+    direct = ",".join(f"{collective}=direct" for collective in _ADDING)
+    if algorithm is None:
+        return direct
+    chosen = dict(one.partition("=")[::2] for one in algorithm.split(","))
+    if any(not name or (key in _ADDING and name != "direct") for key, name in chosen.items()):
+        raise UsageError(
+            f"algorithm={algorithm!r} with deterministic=True: expected no other algorithm than "
+            f"direct for {', '.join(_ADDING)}"
+        )
+    return f"{direct},{algorithm}"
 
 
 def _known(name: str) -> bool:

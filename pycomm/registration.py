@@ -14,8 +14,20 @@ from typing import Any
 
 _registered = False
 # Public names that need the extension module, and where they are.
-_LATER = {"Communicator": "pycomm.communicator", "DataParallel": "pycomm.data_parallel"}
-_MODULES_LATER = {"compression", "data", "local_sgd"}
+_LATER = {
+    "Communicator": "pycomm.communicator",
+    "DataParallel": "pycomm.data_parallel",
+    "Layout": "pycomm.layout",
+    "init": "pycomm.train.context",
+}
+_MODULES_LATER = {
+    "compression",
+    "data",
+    "local_sgd",
+    "pipeline_parallel",
+    "tensor_parallel",
+    "train",
+}
 
 
 def register() -> None:

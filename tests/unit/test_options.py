@@ -82,7 +82,22 @@ def test_nothing_is_set_by_default() -> None:
 
 
 def test_every_variable_that_sets_a_field_is_tested_here() -> None:
-    assert set(GOOD) == {name for name, (field, _) in VARIABLES.items() if field is not None}
+    fields = {name for name, (field, _) in VARIABLES.items() if field is not None}
+    assert set(GOOD) | {"PYCOMM_DETERMINISTIC"} == fields
+
+
+def test_deterministic_chooses_the_algorithms_that_add_in_rank_order() -> None:
+    direct = "all_reduce=direct,reduce_scatter=direct,reduce=direct"
+    assert Options(deterministic=True).resolved({}) == {"algorithm": direct}
+    assert Options().resolved({"PYCOMM_DETERMINISTIC": "1"}) == {"algorithm": direct}
+    assert Options(deterministic=False).resolved({"PYCOMM_DETERMINISTIC": "1"}) == {}
+    both = Options(deterministic=True, algorithm="broadcast=binomial_tree,all_reduce=direct")
+    assert both.resolved({})["algorithm"].startswith(direct)
+    for other in ("ring", "all_reduce=ring"):
+        with pytest.raises(pycomm.UsageError, match="expected no other algorithm than direct"):
+            Options(deterministic=True, algorithm=other).resolved({})
+    with_both = Options(deterministic=True, algorithm="broadcast=direct")
+    create(with_both)
 
 
 @pytest.mark.parametrize("name", GOOD)
