@@ -14,7 +14,7 @@ The same script runs alone and under torchrun, srun, mpirun and Ray Train, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ class Context:
             optimizer.step()
         optimizer.zero_grad()
 
-    def _clip(self, parameters: list[Tensor], largest: float) -> float:
+    def _clip(self, parameters: Sequence[Tensor], largest: float) -> float:
         layout = self.layout
         if layout.tp == layout.pp == 1 and not layout.shard:
             return float(nn.utils.clip_grad_norm_(parameters, largest))
