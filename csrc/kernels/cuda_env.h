@@ -45,6 +45,49 @@ class DeviceEnv {
     __builtin_assume(__isGlobal(to));
     *reinterpret_cast<T*>(to) = value;
   }
+  // Of the block; called once, by all its threads.
+  template <class T>
+  __device__ T& shared() const {
+    __shared__ T memory;
+    return memory;
+  }
+
+  // Flags lie in this GPU's memory, a peer's, or the host's: hence the scope of the whole system.
+  __device__ uint64_t load_acquire(const uint64_t* from) const {
+    uint64_t value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+    return value;
+  }
+  __device__ void store_release(uint64_t* to, uint64_t value) const {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+  }
+  // Words that only blocks of this grid share.
+  __device__ uint32_t load_relaxed(const uint32_t* from) const {
+    uint32_t value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+  }
+  __device__ void store_relaxed(uint32_t* to, uint32_t value) const {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+  }
+  __device__ uint32_t fetch_add(uint32_t* to, uint32_t value) const {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(to), "r"(value)
+                 : "memory");
+    return before;
+  }
+  __device__ void replace_zero(uint64_t* to, uint64_t value) const {
+    atomicCAS_system(reinterpret_cast<unsigned long long*>(to), 0ull, value);
+  }
+  __device__ uint64_t now_ns() const {
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+  }
+  __device__ void pause() const {}
+
   __device__ void raise(uint32_t* flags, uint32_t bits) const { atomicOr_system(flags, bits); }
   // One instruction instead of a dozen; equal to the portable ones but for NaN, which is handled
   // apart.
@@ -63,6 +106,12 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kBlocksPerProcessor)
 // Enough blocks for the work, at most enough to fill the device.
 struct CudaLaunch {
   template <class Body>
+  int exactly(const Body& body, size_t blocks, void* stream) const {
+    run_body<<<static_cast<unsigned>(blocks), Body::kThreads, 0,
+               static_cast<cudaStream_t>(stream)>>>(body);
+    return cudaGetLastError();
+  }
+  template <class Body>
   int operator()(const Body& body, size_t items, void* stream) const {
     int device = 0, processors = 1;
     if (cudaGetDevice(&device) == cudaSuccess) {
@@ -70,9 +119,7 @@ struct CudaLaunch {
     }
     const size_t wanted = (std::max(items, size_t{1}) + Body::kThreads - 1) / Body::kThreads;
     const size_t room = size_t{Body::kBlocksPerProcessor} * static_cast<size_t>(processors);
-    const auto blocks = static_cast<unsigned>(std::min(wanted, room));
-    run_body<<<blocks, Body::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(body);
-    return cudaGetLastError();
+    return exactly(body, std::min(wanted, room), stream);
   }
 };
 

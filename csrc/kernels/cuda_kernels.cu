@@ -13,6 +13,15 @@ class CudaKernels final : public DeviceKernels {
   int reduce(const ReduceTask& task, void* stream) const override {
     return cuda::reduce(task, stream);
   }
+  int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
+    return cuda::all_reduce_one_shot(task, stream);
+  }
+  int all_reduce_two_shot(const AllReduceTask& task, void* stream) const override {
+    return cuda::all_reduce_two_shot(task, stream);
+  }
+  int run_plan(const PlanTask& task, void* stream) const override {
+    return cuda::run_plan(task, stream);
+  }
   int pack(const PackTask& task, void* stream) const override { return cuda::pack(task, stream); }
   int unpack(const PackTask& task, void* stream) const override {
     return cuda::unpack(task, stream);

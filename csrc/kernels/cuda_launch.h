@@ -9,6 +9,9 @@
 namespace pycomm::cuda {
 
 int reduce(const ReduceTask& task, void* stream);
+int all_reduce_one_shot(const AllReduceTask& task, void* stream);
+int all_reduce_two_shot(const AllReduceTask& task, void* stream);
+int run_plan(const PlanTask& task, void* stream);
 int pack(const PackTask& task, void* stream);
 int unpack(const PackTask& task, void* stream);
 

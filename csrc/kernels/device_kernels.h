@@ -12,6 +12,8 @@
 #include <memory>
 
 #include "kernels/device_pack.h"
+#include "kernels/device_peers.h"
+#include "kernels/device_plan.h"
 #include "kernels/reduce.h"
 
 namespace pycomm {
@@ -38,6 +40,18 @@ class DeviceKernels {
   // copied as they are, otherwise NaN becomes the canonical one. Tensors must not overlap.
   virtual int pack(const PackTask& task, void* stream) const = 0;
   virtual int unpack(const PackTask& task, void* stream) const = 0;
+
+  // All_reduce between the ranks of task.group, whose kernels wait for one another: only where each
+  // rank has a GPU of its own. float32, float64, float16, bfloat16, int32 and int64, all their
+  // operations but premul_sum; at most kPeersMax ranks. One_shot: at most one_shot_count()
+  // elements. Two_shot: the tensor fits group.buffers. A wait that ends early is told in
+  // group.control->status, and the output is worth nothing then.
+  virtual int all_reduce_one_shot(const AllReduceTask& task, void* stream) const = 0;
+  virtual int all_reduce_two_shot(const AllReduceTask& task, void* stream) const = 0;
+
+  // A plan of csrc/plan between the ranks of task.group, step by step; the same types, and the same
+  // conditions on GPUs and waits.
+  virtual int run_plan(const PlanTask& task, void* stream) const = 0;
 };
 
 // Puts work at the end of a stream; what it is given is run once, in the stream's order.

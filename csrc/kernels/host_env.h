@@ -4,7 +4,10 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <new>
+#include <thread>
 
 #include "kernels/device_env.h"
 
@@ -37,6 +40,37 @@ class HostEnv {
   void store(char* to, T value) const {
     std::memcpy(to, &value, sizeof value);
   }
+  template <class T>
+  T& shared() const {
+    static_assert(sizeof(T) <= sizeof(shared_));
+    return *new (shared_) T;
+  }
+
+  uint64_t load_acquire(const uint64_t* from) const {
+    return std::atomic_ref(*const_cast<uint64_t*>(from)).load(std::memory_order_acquire);
+  }
+  void store_release(uint64_t* to, uint64_t value) const {
+    std::atomic_ref(*to).store(value, std::memory_order_release);
+  }
+  uint32_t load_relaxed(const uint32_t* from) const {
+    return std::atomic_ref(*const_cast<uint32_t*>(from)).load(std::memory_order_relaxed);
+  }
+  void store_relaxed(uint32_t* to, uint32_t value) const {
+    std::atomic_ref(*to).store(value, std::memory_order_relaxed);
+  }
+  uint32_t fetch_add(uint32_t* to, uint32_t value) const {
+    return std::atomic_ref(*to).fetch_add(value, std::memory_order_acq_rel);
+  }
+  void replace_zero(uint64_t* to, uint64_t value) const {
+    uint64_t zero = 0;
+    std::atomic_ref(*to).compare_exchange_strong(zero, value);
+  }
+  uint64_t now_ns() const {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return static_cast<uint64_t>(std::chrono::nanoseconds(now).count());
+  }
+  void pause() const { std::this_thread::yield(); }
+
   void raise(uint32_t* flags, uint32_t bits) const {
     std::atomic_ref(*flags).fetch_or(bits, std::memory_order_relaxed);
   }
@@ -48,6 +82,7 @@ class HostEnv {
  private:
   size_t block_, blocks_;
   int threads_;
+  alignas(16) mutable char shared_[1024];
 };
 
 }  // namespace

@@ -2,9 +2,11 @@
 // The kernels for GPUs compiled for the CPU: a block is run after the other, where `enqueue` runs
 // it.
 // Flags: -ffp-contract=off, like every file that must round as the CPU kernels do.
+#include "kernels/all_reduce_launch.h"
 #include "kernels/device_kernels.h"
 #include "kernels/host_env.h"
 #include "kernels/pack_launch.h"
+#include "kernels/plan_launch.h"
 #include "kernels/reduce_launch.h"
 
 namespace pycomm {
@@ -18,7 +20,10 @@ struct HostLaunch {
   const EnqueueHost& enqueue;
   template <class Body>
   int operator()(const Body& body, size_t items, void* stream) const {
-    const size_t blocks = std::clamp(items / kHostThreads, size_t{1}, kHostBlocksMax);
+    return exactly(body, std::clamp(items / kHostThreads, size_t{1}, kHostBlocksMax), stream);
+  }
+  template <class Body>
+  int exactly(const Body& body, size_t blocks, void* stream) const {
     enqueue(stream, [body, blocks] {
       for (size_t block = 0; block < blocks; ++block) body(HostEnv(block, blocks, kHostThreads));
     });
@@ -32,6 +37,15 @@ class HostKernels final : public DeviceKernels {
 
   int reduce(const ReduceTask& task, void* stream) const override {
     return launch_reduce(task, HostLaunch{enqueue_}, stream);
+  }
+  int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
+    return launch_one_shot(task, HostLaunch{enqueue_}, stream);
+  }
+  int all_reduce_two_shot(const AllReduceTask& task, void* stream) const override {
+    return launch_two_shot(task, HostLaunch{enqueue_}, stream);
+  }
+  int run_plan(const PlanTask& task, void* stream) const override {
+    return launch_plan(task, HostLaunch{enqueue_}, stream);
   }
   int pack(const PackTask& task, void* stream) const override {
     return launch_pack(task, true, HostLaunch{enqueue_}, stream);
