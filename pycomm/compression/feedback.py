@@ -152,8 +152,10 @@ class ErrorFeedback(Encoded):
 
     def _stage(self, indices: Sequence[int]) -> Memories:
         scale = self._scale_now()
-        if scale != self._scale:
-            self._residuals.rescale(scale / self._scale)
+        # Gradients of a scale that has vanished have no unit: residuals keep theirs.
+        if scale != self._scale and scale > 0:
+            if self._scale > 0:
+                self._residuals.rescale(scale / self._scale)
             self._scale = scale
         read, write = self._residuals.stage(indices)
         return Memories(self._residuals.memories, read, write)

@@ -16,7 +16,7 @@ from feedback_reference import EXACT_BELOW, SIZES, Weighted, gradients_of
 from ranks import Rank, run_ranks
 from reference_run import gpt, next_byte_loss, tokens_of
 from test_compression import digest, with_feedback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pycomm
@@ -70,6 +70,66 @@ def test_a_step_that_the_scaler_skips_leaves_no_trace(name: str) -> None:
     assert {told[1] for told in skipping} == {1}
     assert len({told[0] for told in plain + skipping}) == 1
     assert all(told[2] for told in plain + skipping)
+
+
+def with_a_vanished_scale(me: Rank) -> tuple[str, bool]:
+    """The scale falls to 0, the script makes no step with it, and sets it anew."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(gpt())
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    state = compression.ErrorFeedback("int4", model, optimizer, scaler=scaler, exact_below=64)
+    model.register_comm_hook(state, compression.hook)
+    for step, tokens in enumerate(tokens_of(me.rank, 4)):
+        vanished = step == 2
+        if step > 1:
+            scaler.update(0.0 if vanished else 2.0**12)
+        optimizer.zero_grad()
+        scaler.scale(next_byte_loss(model, tokens)).backward()
+        before = residuals(state)
+        if vanished:
+            continue
+        scaler.step(optimizer)
+        scaler.update()
+        if step == 1:
+            kept = residuals(state)
+        elif step == 3:
+            same = all(one.equal(4 * kept[name]) for name, one in before.items())
+    finite = all(bool(one.isfinite().all()) for one in residuals(state).values())
+    return digest(model.parameters()), finite and same
+
+
+def test_a_scale_of_zero_neither_divides_nor_touches_residuals() -> None:
+    told = run_ranks(with_a_vanished_scale, 2)
+    assert told[0][0] == told[1][0]
+    assert all(fine for _, fine in told)
+
+
+def of_nothing(me: Rank, wire: str) -> list[bool]:
+    """Gradients of zeros, then ones, then zeros: what was kept goes out with them."""
+    module = nn.Linear(300, 1, bias=False)
+    model = DistributedDataParallel(module)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = compression.ErrorFeedback(wire, model, optimizer, exact_below=0)
+    model.register_comm_hook(state, compression.hook)
+    generator, found = torch.Generator().manual_seed(me.rank), []
+    for factor in (0.0, 1.0, 0.0):
+        rows = torch.randn(1, 300, generator=generator) * factor
+        optimizer.zero_grad()
+        kept_before = any(bool(one.any()) for one in residuals(state).values())
+        model(rows).sum().backward()
+        optimizer.step()
+        grad = module.weight.grad
+        found.append(
+            bool(grad.isfinite().all()) and bool(grad.any()) == (factor > 0 or kept_before)
+        )
+    return [*found, kept_before]
+
+
+@pytest.mark.parametrize("wire", ["int8", "int4"])
+def test_gradients_of_zeros_are_zeros_and_deliver_what_was_kept(wire: str) -> None:
+    for found in run_ranks(of_nothing, 2, wire):
+        assert all(found), found
 
 
 def poisoned(me: Rank, bad: float) -> list[bool]:
