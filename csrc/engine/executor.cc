@@ -211,7 +211,9 @@ void Executor::finish_fold(const Instruction& one, uint32_t segment) {
     if (window.answer_here && one.answers[k] >= 0) {
       cursors_[static_cast<size_t>(one.answers[k])].passage = Passage::placed;
     }
-    if (!window.data || segment + 1 == cursor.total) consume(one.operands[k]);
+    if (window.data && segment + 1 != cursor.total) continue;
+    if (window.data && window.one_for_each_peer && slice_begin_ == 0) ++peers_refer_to_all_;
+    consume(one.operands[k]);
   }
 }
 

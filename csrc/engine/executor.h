@@ -75,6 +75,7 @@ class Executor {
   void lay_out_cursors();
   void rewind_cursors();
   bool begin_next_slice();
+  bool takes_rest_whole() const;
   bool ready(size_t index) const;
   bool step(size_t index);
   bool send(size_t index);
@@ -87,6 +88,8 @@ class Executor {
   void consume(int peer);
   // References and answers in place: executor_windows.cc.
   bool answered_in_place(const Instruction& one) const;
+  bool may_refer_to_all() const;
+  bool promised(const Instruction& one) const;
   size_t reference_bytes_min(const Instruction& one) const;
   bool ready_whole(size_t index) const;
   Pass pass_whole(size_t index);
@@ -112,7 +115,10 @@ class Executor {
   std::byte* tensor_ = nullptr;  // where the chunks of a whole tensor point into
   bool sliced_ = false;
   size_t slice_begin_ = 0,
-         slice_count_ = 0;  // elements: where the slice at hand is, how long all are
+         slice_count_ = 0;  // elements: where the slice at hand is, how long it is
+  // Of a first slice: whether this rank gives all peers references to it, and how many peers do.
+  bool refers_to_all_ = false;
+  int peers_refer_to_all_ = 0;
   std::vector<Chunk> chunks_;
   std::vector<Cursor> cursors_;
   size_t first_ = 0;       // instructions before it are done

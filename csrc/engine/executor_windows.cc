@@ -26,6 +26,25 @@ bool Executor::answered_in_place(const Instruction& one) const {
   return one.answer >= 0 && !moves_blocks(operation_->collective);
 }
 
+// Whether all that this rank gives to the sums of a first slice can be referred to. It is told to
+// peers, so it is kept: promised().
+bool Executor::may_refer_to_all() const {
+  if (program_->plan.algorithm != "direct" || program_->links.codec) return false;
+  for (const Instruction& one : program_->instructions) {
+    if (one.kind != Instruction::Kind::send || one.answer < 0) continue;
+    const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
+    if (chunk.bytes == 0 || !mesh_.channel(one.peer, Lane::collective)
+                                 .peer_reaches(chunk.data, chunk.bytes, reference_bytes_min(one))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool Executor::promised(const Instruction& one) const {
+  return refers_to_all_ && slice_begin_ == 0 && one.answer >= 0;
+}
+
 size_t Executor::reference_bytes_min(const Instruction& one) const {
   const bool answered = answered_in_place(one);
   if (mesh_.crowded()) {
@@ -44,7 +63,8 @@ Executor::Pass Executor::pass_whole(size_t index) {
   switch (cursor.passage) {
     case Passage::undecided:
       if (cursor.done != 0 || chunk.bytes == 0 ||
-          !channel.peer_reaches(chunk.data, chunk.bytes, reference_bytes_min(one))) {
+          (!promised(one) &&
+           !channel.peer_reaches(chunk.data, chunk.bytes, reference_bytes_min(one)))) {
         cursor.passage = Passage::payload;
         return Pass::as_payload;
       }
@@ -71,7 +91,7 @@ void Executor::refer(size_t index) {
   const Instruction& one = program_->instructions[index];
   const Chunk& chunk = chunks_[static_cast<size_t>(one.target)];
   uint32_t& number = sent_frames_[static_cast<size_t>(one.peer)];
-  const Window window{chunk.data, chunk.bytes, answered_in_place(one)};
+  const Window window{chunk.data, chunk.bytes, answered_in_place(one), refers_to_all_};
   Channel& channel = mesh_.channel(one.peer, Lane::collective);
   if (!channel.try_commit_reference({0, number, signature_for(chunk).pack()}, window)) return;
   ++number;

@@ -41,6 +41,8 @@ struct Window {
   // The sender waits for an answer in this very memory and leaves it alone meanwhile: the receiver
   // may write the answer there. Without it the memory may only be read.
   bool answer_here = false;
+  // In this operation the sender gives every one of its peers such a window.
+  bool one_for_each_peer = false;
 };
 
 struct ReceivedFrame {

@@ -114,11 +114,14 @@ bool RingConsumer::try_peek(ReceivedFrame& frame) {
 void RingConsumer::resolve(const SlotHeader& slot) {
   ArenaReference reference;
   std::memcpy(&reference, slot.small_payload, sizeof(reference));
-  const uint64_t bytes = reference.bytes & ~ArenaReference::kAnswerHere;
+  const uint64_t bytes =
+      reference.bytes & ~(ArenaReference::kAnswerHere | ArenaReference::kOneForEachPeer);
   std::byte* const data = arena_->at(reference.offset, bytes);
   if (data && bytes > 0) {
-    reference_ = {
-        slot.frame, nullptr, {data, bytes, (reference.bytes & ArenaReference::kAnswerHere) != 0}};
+    reference_ = {slot.frame,
+                  nullptr,
+                  {data, bytes, (reference.bytes & ArenaReference::kAnswerHere) != 0,
+                   (reference.bytes & ArenaReference::kOneForEachPeer) != 0}};
     reference_.header.payload_bytes = 0;
     resolved_ = consumed_ + 1;
     return;
@@ -145,9 +148,10 @@ ShmChannel::ShmChannel(std::shared_ptr<ShmPeer> peer, std::shared_ptr<Mapping> i
                 peer_->event_fd.get(), peer_->arena.get()) {}
 
 bool ShmChannel::try_commit_reference(const FrameHeader& header, const Window& window) {
-  const uint64_t answer = window.answer_here ? ArenaReference::kAnswerHere : 0;
+  const uint64_t marks = (window.answer_here ? ArenaReference::kAnswerHere : 0) |
+                         (window.one_for_each_peer ? ArenaReference::kOneForEachPeer : 0);
   return producer_.try_commit_reference(
-      header, {Arena::of_process().offset_of(window.data), window.bytes | answer});
+      header, {Arena::of_process().offset_of(window.data), window.bytes | marks});
 }
 
 std::byte* ShmChannel::try_reserve(size_t payload_bytes) {

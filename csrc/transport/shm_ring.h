@@ -39,8 +39,9 @@ struct ArenaReference {
   // In place of payload_bytes, and larger than any payload.
   static constexpr uint32_t kMark = 0xffffffff;
   static constexpr uint64_t kAnswerHere = uint64_t{1} << 63;
+  static constexpr uint64_t kOneForEachPeer = uint64_t{1} << 62;
   uint64_t offset = 0;
-  uint64_t bytes = 0;  // and kAnswerHere
+  uint64_t bytes = 0;  // and the marks
 };
 static_assert(sizeof(ArenaReference) <= kInlinePayloadBytes);
 

@@ -136,7 +136,7 @@ TEST("references and payload arrive in order, and a reference is out until it is
     for (uint64_t round = 0; round < 50; ++round) {
       CHECK(there.references_consumed());
       send(there, 1, 500);
-      refer(there, 2, {block.data, kBytes, round % 2 == 0});
+      refer(there, 2, {block.data, kBytes, round % 2 == 0, round % 3 == 0});
       send(there, 3, 16);
       auto frame = peek(here);
       CHECK(!frame.window.data && frame.header.payload_bytes == 500);
@@ -145,6 +145,7 @@ TEST("references and payload arrive in order, and a reference is out until it is
       frame = peek(here);
       CHECK(frame.window.data == block.data && frame.window.bytes == kBytes);
       CHECK(frame.window.answer_here == (round % 2 == 0) && frame.header.payload_bytes == 0);
+      CHECK(frame.window.one_for_each_peer == (round % 3 == 0));
       CHECK(frame.header.number == 6 && frame.header.tag == header_of(2).tag);
       CHECK(!there.references_consumed());
       here.consume();
@@ -207,6 +208,7 @@ TEST("whatever a reference claims, it leads into the sender's arena or it is ref
   const uint64_t here = arena.offset_of(block.data), huge = ~uint64_t{0} >> 1;
   CHECK(try_reference({here, kBytes}, true) == "taken");
   CHECK(try_reference({here, kBytes | ArenaReference::kAnswerHere}, true) == "taken");
+  CHECK(try_reference({here, kBytes | ArenaReference::kOneForEachPeer}, true) == "taken");
   CHECK(try_reference({capacity - 1, 1}, true) == "taken");
   const std::vector<ArenaReference> forged{
       {0, kBytes},      {kPageBytes - 1, 1}, {capacity, 1},     {capacity - 1, 2},

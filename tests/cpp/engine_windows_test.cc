@@ -88,10 +88,12 @@ void for_each_algorithm(const Body& body) {
   }
 }
 
-void sweep(int p, size_t segment_bytes, int slots) {
+// `how`: bytes of a segment, or a Cut.
+template <class How>
+void sweep(int p, const How& how, int slots) {
   std::mt19937_64 random(kSeed + static_cast<uint64_t>(p));
   Reachable reachable;
-  simulation::World world(p, segment_bytes, slots, {}, reachable.function());
+  simulation::World world(p, how, slots, {}, reachable.function());
   int turn = 0;
   for_each_algorithm([&](Collective collective, const std::string& algorithm) {
     for (const auto& [op, dtype] : data::arithmetic_for(collective)) {
@@ -113,13 +115,52 @@ void sweep(int p, size_t segment_bytes, int slots) {
 }  // namespace
 
 TEST("every algorithm is right whichever tensors are in reach, for 1 to 8 ranks, in any order") {
-  for (int p = 1; p <= 8; ++p) sweep(p, 64, kSlots);
+  for (int p = 1; p <= 8; ++p) sweep(p, size_t{64}, kSlots);
 }
 
 TEST("every algorithm is right in reach with one slot and with segments that divide nothing") {
   for (const int p : {2, 3, 5}) {
-    sweep(p, 24, 1);
-    sweep(p, 1000, 2);
+    sweep(p, size_t{24}, 1);
+    sweep(p, size_t{1000}, 2);
+  }
+}
+
+TEST("every algorithm is right in reach when tensors are sliced, some or all of them in reach") {
+  for (int p = 1; p <= 8; ++p) {
+    sweep(p, Cut{256, 64, 2, 640}, 2);
+    sweep(p, Cut{64, 16, 3, 208}, kSlots);
+  }
+}
+
+TEST("the rest of a sliced tensor goes whole where all tensors are in reach, else by slices") {
+  const Cut cut{256, 64, 2, 640};
+  const size_t slices = 50;
+  std::mt19937_64 random(kSeed);
+  for (const int p : {2, 3, 5}) {
+    for (int out_of_reach = -1; out_of_reach < p; ++out_of_reach) {
+      const Case c{Collective::all_reduce,       p,    0, ReduceOp::sum, DType::float32,
+                   slices * 640 / sizeof(float), false};
+      Reachable reachable;
+      simulation::World world(p, cut, kSlots, {}, reachable.function());
+      std::vector<std::unique_ptr<RankData>> memory;
+      std::vector<simulation::Script> scripts;
+      for (int rank = 0; rank < p; ++rank) {
+        memory.push_back(std::make_unique<RankData>(c, rank));
+        memory.back()->operation.sequence = 1;
+        if (rank != out_of_reach) reachable.add(memory.back()->operation);
+        scripts.push_back({{&simulation::program_for(c.collective, "direct", p, rank, 0),
+                            &memory.back()->operation}});
+      }
+      const auto outcome = simulation::Run(world, scripts, Order::random, random).to_end();
+      const auto context = str("rank ", out_of_reach, " of ", p, " out of reach, seed ", kSeed);
+      CHECK(outcome.all_done(scripts), context, ": ", outcome.text());
+      for (const auto& one : memory) CHECK(one->wrong().empty(), one->wrong(), "; ", context);
+      // A rank asks once for each chunk that it gives away, in each piece of the tensor.
+      const auto once = static_cast<size_t>(p * (p - 1));
+      CHECK(
+          out_of_reach < 0 ? reachable.found() <= 4 * once : reachable.found() >= slices * once / 2,
+          context, ": asked ", reachable.found(), " times");
+    }
   }
 }
 
