@@ -33,11 +33,16 @@ bool is_read_elsewhere(const at::Tensor& mine, const at::Tensor& handed) {
 
 // Two reducers of one backend in one backward, a generator's and a discriminator's, must send in
 // the same order on all ranks, also where one rank leaves out a parameter and so completes buckets
-// later. So the one that begins first sends early, and any other at its end.
-std::mutex early_mutex;
+// later, or is interrupted. So the one that begins first sends early, and any other at its end, in
+// the order in which they have begun.
+struct Begun {
+  const BucketReducer* which;
+  std::weak_ptr<BucketReducer> reducer;
+};
+std::mutex begun_mutex;
 
-std::unordered_map<const c10d::Backend*, const void*>& early_by_backend() {
-  static auto* const map = new std::unordered_map<const c10d::Backend*, const void*>;
+std::unordered_map<const c10d::Backend*, std::vector<Begun>>& begun_by_backend() {
+  static auto* const map = new std::unordered_map<const c10d::Backend*, std::vector<Begun>>;
   return *map;
 }
 
@@ -112,9 +117,23 @@ void BucketReducer::attach() {
 }
 
 void BucketReducer::recover() {
+  std::vector<Begun> begun;
+  {
+    const std::lock_guard lock(begun_mutex);
+    if (const auto found = begun_by_backend().find(backend_.get());
+        found != begun_by_backend().end()) {
+      begun = found->second;
+    }
+  }
+  for (const auto& one : begun) {
+    if (const auto reducer = one.reducer.lock()) reducer->end_interrupted();
+  }
+}
+
+void BucketReducer::end_interrupted() {
   const std::lock_guard lock(mutex_);
-  // A checkpoint runs forward again within backward.
-  if (!active_ || in_backward()) return;
+  // A checkpoint runs forward again within backward, and another thread may while one goes on.
+  if (!active_ || in_backward() || !backward_.expired()) return;
   if (reduce_) {
     reduce_rest(Part::interrupted);
   } else {
@@ -165,7 +184,9 @@ void BucketReducer::begin(bool reduce) {
   begun_ = std::chrono::steady_clock::now();
   *in_arena_ = true;
   follow_arena_flag(in_arena_);
-  torch::autograd::Engine::get_default_engine().queue_callback([weak = weak_from_this()] {
+  const auto backward = std::make_shared<char>();
+  backward_ = backward;
+  torch::autograd::Engine::get_default_engine().queue_callback([weak = weak_from_this(), backward] {
     const auto reducer = weak.lock();
     if (!reducer) return;
     const std::lock_guard lock(reducer->mutex_);
@@ -217,15 +238,18 @@ void BucketReducer::finish() {
 }
 
 bool BucketReducer::claim_backend() {
-  const std::lock_guard lock(early_mutex);
-  return early_by_backend().try_emplace(backend_.get(), this).first->second == this;
+  const std::lock_guard lock(begun_mutex);
+  auto& begun = begun_by_backend()[backend_.get()];
+  begun.push_back({this, weak_from_this()});
+  return begun.size() == 1;
 }
 
 void BucketReducer::release_backend() {
-  const std::lock_guard lock(early_mutex);
-  auto& all = early_by_backend();
-  const auto found = all.find(backend_.get());
-  if (found != all.end() && found->second == this) all.erase(found);
+  const std::lock_guard lock(begun_mutex);
+  const auto found = begun_by_backend().find(backend_.get());
+  if (found == begun_by_backend().end()) return;
+  std::erase_if(found->second, [this](const Begun& one) { return one.which == this; });
+  if (found->second.empty()) begun_by_backend().erase(found);
 }
 
 void BucketReducer::rest() {

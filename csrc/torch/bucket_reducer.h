@@ -51,7 +51,8 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   ~BucketReducer();
   void attach();
 
-  // Before a forward: ends a backward that an exception has interrupted. Collective then.
+  // Before a forward: ends what an exception has interrupted, of all reducers of the backend that
+  // were in that backward. Collective then.
   void recover();
   // After a forward with these outputs. `reduce`: false within no_sync(). Throws UsageError when a
   // parameter has got another dtype, since autograd has then forgotten its hook.
@@ -89,6 +90,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   };
   enum class Part { own, absent, interrupted };  // what this rank has in a reduction
 
+  void end_interrupted();
   void begin(bool reduce);
   void own_gradient(Gradient& gradient, const at::Tensor& handed);
   void on_gradient(size_t index, const at::Tensor& handed);
@@ -129,6 +131,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   at::Tensor told_;  // uint8, for each parameter whether it was used, then interruption
   bool armed_ = false, armed_reduce_ = false;
   bool active_ = false, reduce_ = false;  // within a backward
+  std::weak_ptr<void> backward_;          // that one; expires with it, however it ends
   bool sends_early_ = false;              // before the end of this one
   const std::shared_ptr<std::atomic<bool>> in_arena_ = std::make_shared<std::atomic<bool>>(false);
   std::vector<std::function<void()>> detach_;

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import threading
+import time
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from raising import Raises
 from ranks import Rank, run_ranks
 from torch import Tensor, nn
@@ -128,6 +133,114 @@ def with_two_wrappers(me: Rank) -> list[bool]:
     return found
 
 
+class Half(nn.Module):
+    """A layer, and then what raises when told to, or does something else within backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.now = False
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.tanh(self.layer(Raises.apply(rows, self.now)))
+
+
+def after_an_exception_between_two_wrappers(me: Rank) -> list[bool]:
+    """Rank 0's backward ends after the second model and within the first."""
+    torch.manual_seed(0)
+    plain = [nn.Sequential(nn.Linear(8, 8), Half()), Half()]
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(8, 8), Half())
+    wrapped = [pycomm.DataParallel(first), pycomm.DataParallel(Half())]
+
+    def loss_of(models: list[nn.Module], rank: int) -> Tensor:
+        return models[1](models[0](torch.ones(4, 8) * (rank + 1))).square().sum()
+
+    found = []
+    for step in range(5):
+        for model in wrapped:
+            model.zero_grad()
+        first[1].now = step in (0, 2) and me.rank == 0
+        if step in (0, 2):
+            with pytest.raises((ValueError, pycomm.UsageError)):
+                loss_of(wrapped, me.rank).backward()
+            continue
+        loss_of(wrapped, me.rank).backward()
+        parameters = [p for model in wrapped for p in model.parameters()]
+        pairs = zip(parameters, mean_gradients(me, loss_of, plain), strict=True)
+        found += [torch.allclose(p.grad, mean, atol=1e-6) for p, mean in pairs]
+    return found
+
+
+class Meanwhile(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Within) -> Tensor:
+        ctx.module = module
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ctx.module.function()
+        return gradient, None
+
+
+class Within(nn.Module):
+    """Calls a function in the midst of backward."""
+
+    function: Any = staticmethod(lambda: None)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return Meanwhile.apply(rows, self)
+
+
+def with_a_forward_in_another_thread(me: Rank) -> list[bool]:
+    """While backward goes on: it is not taken for one that was interrupted."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 8), Within(), nn.Linear(8, 8))
+    model, outputs, found = pycomm.DataParallel(copy.deepcopy(plain), bucket_bytes=1), [], []
+    rows = [torch.ones(4, 8) * (rank + 1) for rank in range(me.world_size)]
+    expected = mean_gradients(me, lambda m, r: m[0](rows[r]).square().sum(), [plain])
+
+    def elsewhere() -> None:
+        thread = threading.Thread(target=lambda: outputs.append(model(rows[me.rank])))
+        thread.start()
+        thread.join()
+
+    for _ in range(3):
+        model.zero_grad()
+        loss = model(rows[me.rank]).square().sum()
+        model.module[1].function = elsewhere
+        loss.backward()
+        pairs = zip(model.parameters(), expected, strict=True)
+        found += [torch.allclose(p.grad, mean, rtol=1e-4) for p, mean in pairs]
+    return [*found, len(outputs) == 3]
+
+
+def while_sizes_are_tried(me: Rank) -> list[bool]:
+    """To the end: the slowest rank decides, here against what is tried first."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(5, 600), nn.Linear(600, 600), Within(), nn.Linear(600, 600))
+    model, layouts, found = pycomm.DataParallel(copy.deepcopy(plain)), set(), []
+    rows = [torch.ones(2, 5) * (rank + 1) for rank in range(me.world_size)]
+    expected = mean_gradients(me, lambda m, r: m[0](rows[r]).square().sum(), [plain])
+    default = model.bucket_bytes()[0]
+    for _ in range(20):
+        if model.bucket_bytes()[1]:
+            break
+        slow = me.rank == 1 and model.bucket_bytes()[0] == default
+        model.module[2].function = functools.partial(time.sleep, 0.3 if slow else 0)
+        model.zero_grad()
+        model(rows[me.rank]).square().sum().backward()
+        layouts.add(str(model.buckets()))
+        pairs = zip(model.parameters(), expected, strict=True)
+        found += [torch.allclose(p.grad, mean, rtol=1e-4) for p, mean in pairs]
+    told: list[Any] = [None] * me.world_size
+    dist.all_gather_object(told, (model.bucket_bytes(), model.buckets()))
+    size, settled = told[0][0]
+    agreed = told == told[:1] * me.world_size
+    return [*found, agreed, settled, size != default, len(layouts) > 1]
+
+
 def with_assigned_buffers(me: Rank) -> list[bool]:
     model = pycomm.DataParallel(Assigns(), bucket_bytes=1)
     for _ in range(2):
@@ -143,6 +256,9 @@ def with_assigned_buffers(me: Rank) -> list[bool]:
         after_an_exception_in_the_first,
         with_shared_gradients,
         with_two_wrappers,
+        after_an_exception_between_two_wrappers,
+        with_a_forward_in_another_thread,
+        while_sizes_are_tried,
         with_assigned_buffers,
     ],
 )
