@@ -24,6 +24,7 @@ _MODULES_LATER = {
     "compression",
     "data",
     "local_sgd",
+    "parameter_server",
     "pipeline_parallel",
     "tensor_parallel",
     "train",
