@@ -76,7 +76,7 @@ struct IntegerScale {
 };
 // Largest * scale must not overflow in the decoder.
 template <int Largest>
-constexpr float most_scale() {
+PYCOMM_KERNEL_INLINE constexpr float most_scale() {
   constexpr float kMax = __builtin_bit_cast(float, kFloatMaxBits);
   constexpr float kScale = kMax / Largest;
   return double{kScale} * Largest <= double{kMax}

@@ -25,6 +25,31 @@ class DeviceEnv {
   }
   __device__ void barrier() const { __syncthreads(); }
 
+  template <class Work>
+  __device__ void each_warp(const Work& work) const {
+    const size_t warps = blockDim.x / 32;
+    work(block() * warps + threadIdx.x / 32, blocks() * warps);
+  }
+  template <class Share>
+  __device__ void each_lane(const Share& share) const {
+    share(static_cast<int>(threadIdx.x % 32));
+  }
+  template <class T>
+  struct PerLane {
+    T value;
+    __device__ T& operator[](int) { return value; }
+  };
+  template <int kLanes>
+  __device__ void max_over(PerLane<uint32_t>& values) const {
+    if constexpr (kLanes == 32) {
+      values.value = __reduce_max_sync(~0u, values.value);
+    } else {
+      for (int step = kLanes / 2; step > 0; step /= 2) {
+        values.value = max(values.value, __shfl_xor_sync(~0u, values.value, step));
+      }
+    }
+  }
+
   // Everything bodies work on is global memory, also where its address was itself read from memory.
   __device__ Bytes16 load16(const char* from) const {
     __builtin_assume(__isGlobal(from));

@@ -22,6 +22,12 @@ class CudaKernels final : public DeviceKernels {
   int run_plan(const PlanTask& task, void* stream) const override {
     return cuda::run_plan(task, stream);
   }
+  int encode(const EncodeTask& task, void* stream) const override {
+    return cuda::encode(task, stream);
+  }
+  int sum_encoded(const SumEncodedTask& task, void* stream) const override {
+    return cuda::sum_encoded(task, stream);
+  }
   int pack(const PackTask& task, void* stream) const override { return cuda::pack(task, stream); }
   int unpack(const PackTask& task, void* stream) const override {
     return cuda::unpack(task, stream);

@@ -12,6 +12,8 @@ int reduce(const ReduceTask& task, void* stream);
 int all_reduce_one_shot(const AllReduceTask& task, void* stream);
 int all_reduce_two_shot(const AllReduceTask& task, void* stream);
 int run_plan(const PlanTask& task, void* stream);
+int encode(const EncodeTask& task, void* stream);
+int sum_encoded(const SumEncodedTask& task, void* stream);
 int pack(const PackTask& task, void* stream);
 int unpack(const PackTask& task, void* stream);
 

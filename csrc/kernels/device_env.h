@@ -7,6 +7,9 @@
 // env.each_thread([&](int thread) {...}): on a GPU the calling thread does its own share, on the
 // host a loop does all. Between two each_thread() stands env.barrier(); what one hands to the next
 // goes through memory, the block's env.shared<T>() for one, never through a thread's variables.
+// Where 32 threads compute together, env.each_warp([&](size_t warp, size_t warps) {...}) runs for
+// each of the whole grid's groups of 32, and env.each_lane([&](int lane) {...}) inside; PerLane<T>
+// keeps a value of each lane, and max_over<N>() gives N neighbours their largest.
 // env.block(), env.blocks(), env.threads() say how many there are. load16() and store16() need
 // aligned addresses. Bodies are pure functions of memory and of that; any thread of a host may run
 // one.

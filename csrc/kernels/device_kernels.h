@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 
+#include "kernels/device_codec.h"
 #include "kernels/device_pack.h"
 #include "kernels/device_peers.h"
 #include "kernels/device_plan.h"
@@ -40,6 +41,10 @@ class DeviceKernels {
   // copied as they are, otherwise NaN becomes the canonical one. Tensors must not overlap.
   virtual int pack(const PackTask& task, void* stream) const = 0;
   virtual int unpack(const PackTask& task, void* stream) const = 0;
+
+  // The narrow wire formats of codec.h, byte for byte: bf16, fp16s, int8 and int4.
+  virtual int encode(const EncodeTask& task, void* stream) const = 0;
+  virtual int sum_encoded(const SumEncodedTask& task, void* stream) const = 0;
 
   // All_reduce between the ranks of task.group, whose kernels wait for one another: only where each
   // rank has a GPU of its own. float32, float64, float16, bfloat16, int32 and int64, all their

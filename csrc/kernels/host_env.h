@@ -3,6 +3,7 @@
 // 16-byte access that is not aligned, the sanitizers report. One per block that runs; not shared.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -27,6 +28,29 @@ class HostEnv {
     for (int thread = 0; thread < threads_; ++thread) share(thread);
   }
   void barrier() const {}
+
+  // Threads of a host come in groups of 32 here, whatever their number.
+  template <class Work>
+  void each_warp(const Work& work) const {
+    const size_t warps = (static_cast<size_t>(threads_) + 31) / 32;
+    for (size_t w = 0; w < warps; ++w) work(block_ * warps + w, blocks_ * warps);
+  }
+  template <class Share>
+  void each_lane(const Share& share) const {
+    for (int lane = 0; lane < 32; ++lane) share(lane);
+  }
+  template <class T>
+  struct PerLane {
+    T values[32];
+    T& operator[](int lane) { return values[lane]; }
+  };
+  template <int kLanes>
+  void max_over(PerLane<uint32_t>& values) const {
+    for (int first = 0; first < 32; first += kLanes) {
+      uint32_t* const begin = values.values + first;
+      std::fill_n(begin, kLanes, *std::max_element(begin, begin + kLanes));
+    }
+  }
 
   Bytes16 load16(const char* from) const { return *reinterpret_cast<const Bytes16*>(from); }
   void store16(char* to, Bytes16 bytes) const { *reinterpret_cast<Bytes16*>(to) = bytes; }

@@ -3,6 +3,7 @@
 // it.
 // Flags: -ffp-contract=off, like every file that must round as the CPU kernels do.
 #include "kernels/all_reduce_launch.h"
+#include "kernels/codec_launch.h"
 #include "kernels/device_kernels.h"
 #include "kernels/host_env.h"
 #include "kernels/pack_launch.h"
@@ -46,6 +47,12 @@ class HostKernels final : public DeviceKernels {
   }
   int run_plan(const PlanTask& task, void* stream) const override {
     return launch_plan(task, HostLaunch{enqueue_}, stream);
+  }
+  int encode(const EncodeTask& task, void* stream) const override {
+    return launch_encode(task, HostLaunch{enqueue_}, stream);
+  }
+  int sum_encoded(const SumEncodedTask& task, void* stream) const override {
+    return launch_sum_encoded(task, HostLaunch{enqueue_}, stream);
   }
   int pack(const PackTask& task, void* stream) const override {
     return launch_pack(task, true, HostLaunch{enqueue_}, stream);

@@ -126,6 +126,7 @@ def test_registers_leave_room_for_the_blocks_that_hide_latency(
     # Of 65536 a multiprocessor: four, six and one block of the sizes that the bodies ask for.
     ceilings = {
         "cuda_reduce": 65536 // (4 * 256),
+        "cuda_codec": 65536 // (4 * 256),
         "cuda_pack": 65536 // (6 * 256),
         "cuda_all_reduce": 65536 // 512,
         "cuda_plan": 65536 // 512,
