@@ -16,6 +16,10 @@ class UsageError(ValueError, RuntimeError):
     """The call cannot work: the text says what was given, what is expected and what to do."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint was not written, or none can be loaded; earlier ones are as they were."""
+
+
 class CommError(DistBackendError):
     """The group has failed. `ranks` are the culprits, as ranks of the group, if they are known."""
 

@@ -21,6 +21,7 @@ _LATER = {
     "init": "pycomm.train.context",
 }
 _MODULES_LATER = {
+    "checkpoint",
     "compression",
     "data",
     "local_sgd",
