@@ -26,8 +26,8 @@ BALANCES = ("parameters", "time")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def _entry(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"text": text, "choices": tuple(choices)})
+def _entry(default: Any, text: str, choices: Sequence[str] = (), least: int = 1) -> Any:
+    return field(default=default, metadata={"text": text, "choices": choices, "least": least})
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,10 @@ class Layout:
         stages: Stages for each rank of pp, more than 1 with "interleaved" only.
         microbatches: Parts of a batch that are in a pipeline at once. None: 2 pp.
         balance: What makes a pipeline's stages equal: "parameters" or measured "time".
-        sync_every: Steps between synchronizations of local and diloco.
+        sync_every: Steps of the optimizer between two rounds of local and diloco.
+        fragments: Parts of the model that take turns in diloco's rounds.
+        fragment_sync_delay: Steps that go on while a fragment of diloco is under way.
+        fragment_update_alpha: How much of the local parameters stays in a round of diloco, 0 to 1.
         servers: Ranks that serve parameters and do not train, for the ps modes.
         staleness: Steps that a worker of ps-ssp may be ahead of the slowest.
     """
@@ -76,9 +79,12 @@ class Layout:
     stages: int = _entry(1, "stages for each rank of pp")
     microbatches: int | None = _entry(None, "parts of a batch in a pipeline; default: 2 pp")
     balance: str = _entry("parameters", "what makes stages equal", BALANCES)
-    sync_every: int = _entry(50, "steps between synchronizations of local and diloco")
+    sync_every: int = _entry(50, "steps between rounds of local and diloco")
+    fragments: int = _entry(1, "parts of the model that take turns in diloco's rounds")
+    fragment_sync_delay: int = _entry(0, "steps while a fragment is under way", least=0)
+    fragment_update_alpha: float = _entry(0.0, "how much of local parameters stays", least=0)
     servers: int = _entry(1, "ranks that serve parameters, for the ps modes")
-    staleness: int = _entry(4, "steps a worker of ps-ssp may be ahead of the slowest")
+    staleness: int = _entry(4, "steps a worker of ps-ssp may be ahead", least=0)
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -249,8 +255,10 @@ def _check_field(one: Field[Any], value: Any) -> None:
     elif "float" in kind:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         good, expected = number and value > 0, "a number above 0"
+        if one.name == "fragment_update_alpha":
+            good, expected = number and 0 <= value <= 1, "a number from 0 to 1"
     else:
-        least = 0 if one.name == "staleness" else 1
+        least = one.metadata["least"]
         good, expected = type(value) is int and value >= least, f"an integer of {least} or more"
     if not good:
         expected += " or None" if optional else ""

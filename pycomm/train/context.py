@@ -14,7 +14,7 @@ The same script runs alone and under torchrun, srun, mpirun and Ray Train, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pycomm.errors import UsageError
 from pycomm.layout import Layout
-from pycomm.pipeline_parallel import Loss, Pipeline
+from pycomm.pipeline_parallel import Loss
 from pycomm.train.batches import StepLoader, loader_of
-from pycomm.train.gradients import LossScaler, clip, global_norm, settle
 from pycomm.train.groups import Groups, join
 from pycomm.train.launch import Launch, detect
+from pycomm.train.saves import Saves
+from pycomm.train.steps import Schedule, Steps
+from pycomm.train.watch import Figures, Watch
 from pycomm.train.wrapping import Wrapped, spread
 
 
@@ -67,8 +69,6 @@ class Context:
         world_size: How many there are.
         mesh: torch's DeviceMesh of pp x dp x tp.
         steps: Steps of the optimizer so far, those before a resume included.
-        norm: The global norm of the last step's gradients, where the layout clips; else None.
-        scaler: What losses are scaled by with precision="fp16"; else None.
     """
 
     def __init__(self, layout: Layout, seed: int, timeout_s: float | None) -> None:
@@ -84,13 +84,13 @@ class Context:
         self._groups = Groups(self.layout)
         self.mesh = self._groups.mesh
         self.steps = 0
-        self.norm: float | None = None
-        self.scaler: LossScaler | None = None
         self._seed = seed
-        self._micro_steps = 0
         self._wrapped: Wrapped | None = None
+        self._stepper: Steps | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._loaders: list[StepLoader] = []
+        self._saves: Saves | None = None
+        self._watch: Watch | None = None
         torch.manual_seed(seed)
 
     # ---- the model
@@ -101,6 +101,7 @@ class Context:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         loss: Loss | None = None,
+        schedule: Schedule | None = None,
         plan: Mapping[str, ParallelStyle] | None = None,
         example: Tensor | None = None,
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -113,6 +114,8 @@ class Context:
             loss: From outputs and targets to the mean loss. With it the model that is returned is
                 called as model(inputs, targets) and returns the loss; model(inputs) returns
                 outputs. A pipeline needs it.
+            schedule: The factor of the optimizer's learning rates in a step, by its number, as
+                LambdaLR takes it. It is followed from then on, also by parameter servers.
             plan: How tp shares matrices, as parallelize_module takes it. None: found by the rules
                 in pycomm.tensor_parallel.
             example: Inputs of a micro-step, for a pipeline balanced by time.
@@ -127,13 +130,17 @@ class Context:
             raise UsageError("wrap: this context has a model already; make another context")
         self._wrapped = spread(model, optimizer, self.layout, self._groups, loss, plan, example)
         self._optimizer = optimizer
-        if self.layout.precision == "fp16":
-            self.scaler = LossScaler(self._groups.all)
-        self._expect_micro_step()
-        # Ranks of a tensor-parallel group drop the same activations, other ranks others.
-        place = self._groups.rank_in("dp") * self.layout.pp + self._groups.rank_in("pp")
-        torch.manual_seed(self._seed + 1 + place)
+        self._stepper = Steps(self._wrapped, optimizer, schedule, self.layout, self._groups)
+        self.seed_for_this_place()
         return self._wrapped.model, optimizer  # type: ignore[return-value]
+
+    def seed_for_this_place(self, salt: int = 0) -> None:
+        """Seeds torch's generator: ranks of a tensor-parallel group alike, others apart; local.
+
+        So what is dropped of activations that these ranks share is the same on all of them.
+        """
+        place = self._groups.rank_in("dp") * self.layout.pp + self._groups.rank_in("pp")
+        torch.manual_seed(self._seed + 1 + place + 1_000_003 * salt)
 
     def unwrap(self, model: nn.Module | None = None) -> nn.Module:
         """Returns the model as one process has it, with the weights as they are; collective.
@@ -198,58 +205,54 @@ class Context:
             loss: The mean loss of this rank's rows.
 
         Returns:
-            Whether the optimizer has taken a step: then it is time for a scheduler's.
+            Whether the optimizer has taken a step.
+
+        Raises:
+            SystemExit: with code 0, after a signal, when the checkpoint is on the disk.
         """
-        self.backward(loss)
-        if self._micro_steps < self.layout.accumulate:
+        if not self.backward(loss):
             return False
-        self._micro_steps = 0
-        self._update()
-        self._expect_micro_step()
+        self.stepper.update()
         self.steps += 1
+        if self._watch is not None:
+            extra = {} if self.norm is None else {"norm": self.norm}
+            if self.stepper.served is not None:
+                extra["staleness"] = float(self.stepper.served.lead)
+            self._watch.step(self.steps, extra)
+        if self._saves is not None:
+            try:
+                self._saves.after_step(self.steps)
+            except SystemExit:
+                self._end_watch()
+                raise
         return True
 
-    def backward(self, loss: Tensor) -> None:
-        """Does the backward of one micro-step and no step of the optimizer; collective."""
+    def backward(self, loss: Tensor) -> bool:
+        """Does the backward of one micro-step and no step of the optimizer; collective.
+
+        Returns:
+            Whether it was the last micro-step, so that gradients are those of the whole step.
+        """
+        stepper = self.stepper
+        if self._watch is not None:
+            self._watch.loss(loss)
+        return stepper.backward(loss)
+
+    @property
+    def stepper(self) -> Steps:
+        """What makes the steps: its scaler, scheduler, rounds and served are there to be looked at.
+
+        Raises:
+            UsageError: nothing has been wrapped.
+        """
         self._given()
-        scaled = loss / self.layout.accumulate if self.layout.accumulate > 1 else loss
-        if self.scaler is not None:
-            scaled = self.scaler.scale(scaled)
-        scaled.backward()  # type: ignore[no-untyped-call]
-        self._micro_steps += 1
-        self._expect_micro_step()
+        assert self._stepper is not None
+        return self._stepper
 
-    def _expect_micro_step(self) -> None:
-        """Before a forward: gradients travel with the last micro-step only."""
-        wrapped = self._given()
-        wrapped.reduce(self._micro_steps >= self.layout.accumulate - 1)
-        if self.scaler is not None and isinstance(wrapped.model, Pipeline):
-            wrapped.model.loss_scale = self.scaler.get_scale()
-
-    def _update(self) -> None:
-        optimizer, layout = self._optimizer, self.layout
-        if optimizer is None:
-            raise UsageError("step: no optimizer was given to wrap; use ctx.backward(loss)")
-        parameters = list(self._given().part.parameters())
-        settle(parameters)
-        if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
-        if layout.clip is not None:
-            self.norm = self._clip(parameters, layout.clip)
-        if self.scaler is not None:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
-            optimizer.step()
-        optimizer.zero_grad()
-
-    def _clip(self, parameters: Sequence[Tensor], largest: float) -> float:
-        layout = self.layout
-        if layout.tp == layout.pp == 1 and not layout.shard:
-            return float(nn.utils.clip_grad_norm_(parameters, largest))
-        norm = global_norm(parameters, self.mesh["dp", "tp"], self._groups.all)
-        clip(parameters, norm, largest)
-        return norm
+    @property
+    def norm(self) -> float | None:
+        """The norm of the last step's gradients before clipping; None: nothing is clipped."""
+        return None if self._stepper is None else self._stepper.norm
 
     def _given(self) -> Wrapped:
         if self._wrapped is None:
@@ -258,8 +261,101 @@ class Context:
 
     # ---- the end
 
+    # ---- checkpoints and figures
+
+    def checkpoint(
+        self, folder: str | Path, *, every: int | None = None, keep: int | None = 3, **more: Any
+    ) -> int:
+        """Resumes from the newest whole checkpoint in a folder, and saves from now on; collective.
+
+        Saved are the model, the optimizer, scaler and schedule, every loader that shard has
+        returned, random generators, and the number of steps: call it after wrap and shard. A run
+        may go on with another number of ranks and in another layout; then dropout draws other
+        numbers. SIGTERM and SIGUSR1 end the run after the step that is under way, with a checkpoint
+        and exit code 0.
+
+        In the ps modes servers save what they have, every 100 steps if not said otherwise, and a
+        signal is not waited for.
+
+        Args:
+            folder: On a file system that all ranks see; made if it is not there.
+            every: Steps between saves. None: at the end, on a signal, and when save() is called.
+            keep: How many to keep; None: all.
+            more: By name, what else is to be saved: anything with state_dict and load_state_dict.
+
+        Returns:
+            The steps that have been done: 0 in a new folder.
+
+        Raises:
+            CheckpointError: there are checkpoints and none can be loaded.
+        """
+        served = self.stepper.served
+        if served is None:
+            self._saves = Saves(self, Path(folder), every, keep, more)
+            return self.steps
+        self.steps = served.begin(Path(folder), every or 100)
+        for loader in self._loaders:
+            loader.consumed = self.steps * loader.rows
+        return self.steps
+
+    def save(self) -> None:
+        """Saves a checkpoint now; collective."""
+        if self._saves is None:
+            raise UsageError("save: call ctx.checkpoint(folder) first")
+        self._saves.save(self.steps)
+
+    def watch(self, folder: str | Path | None = None, **options: Any) -> Watch:
+        """Shows and writes figures of the training from now on; collective.
+
+        Args:
+            folder: For what rank 0 writes; None: nothing is written.
+            options: Those of pycomm.train.watch.Figures: every, tokens, flops, steps, plot, trace,
+                quiet.
+        """
+        figures = Figures(None if folder is None else Path(folder), **options)
+        rows = self._loaders[0].rows if self._loaders else 0
+        figures = figures.filled(rows, self._given().directory.parameters)
+        named = [self._groups.of(name) for name in ("dp", "tp", "pp")]
+        groups = [self._groups.all, *(one for one in named if one is not self._groups.all)]
+        self._watch = Watch(figures, groups, self.steps)
+        return self._watch
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def over_replicas(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over replicas, on every rank; collective.
+
+        For figures of an evaluation: sums and counts of each replica's share.
+        """
+        total = values.detach().clone()
+        if self._groups.of("dp").size() > 1:
+            dist.all_reduce(total, group=self._groups.of("dp"))
+        return total
+
+    @property
+    def replica(self) -> int:
+        """This rank's replica, from 0 to layout.dp - 1: which share of data it works on."""
+        return self._groups.replica
+
+    def finish(self) -> None:
+        """Ends the training; collective.
+
+        Replicas that train apart are joined for good, the last checkpoint is on the disk, the last
+        figures are written.
+        """
+        if self._stepper is not None:
+            self._stepper.finish()
+        self._end_watch()
+        if self._saves is not None:
+            self._saves.close(self.steps)
+            self._saves = None
+
     def close(self) -> None:
-        """Leaves the groups; collective where this context has made them."""
+        """Finishes, then leaves the groups that this context has made; collective."""
+        self.finish()
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -59,7 +59,7 @@ class Groups:
         override: dict[Any, Any] = {}
         if not ours or layout.deterministic:
             override = {name: ("pycomm", options) for name in ("pp", "dp", "tp")}
-        if layout.wire != "fp32":
+        if layout.wire != "fp32" and layout.mode == "sync":
             wire = Options(deterministic=layout.deterministic or None, wire=layout.wire)
             override["dp"] = ("pycomm", wire)
         shape = (layout.pp, layout.dp or 1, layout.tp)

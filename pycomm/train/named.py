@@ -63,10 +63,14 @@ class Directory:
         part: This rank's part of the model, with the whole model's names.
         whole: An outline of the whole model.
         group: The pipeline's ranks; None where each has the whole model.
+
+    Attributes:
+        parameters: Elements of all parameters of the whole model.
     """
 
     def __init__(self, part: nn.Module, whole: nn.Module, group: dist.ProcessGroup | None) -> None:
         self._part, self._whole, self._group = part, whole, group
+        self.parameters = sum(p.numel() for p in whole.parameters())
         owned: list[list[str]] = [list(part.state_dict())]
         if group is not None and group.size() > 1:
             found: list[list[str]] = [[] for _ in range(group.size())]

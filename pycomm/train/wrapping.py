@@ -51,10 +51,6 @@ class Wrapped:
     directory: Directory
     mean: MeanOverReplicas | None
 
-    @contextlib.contextmanager
-    def _nothing(self) -> Any:
-        yield
-
     def reduce(self, wanted: bool) -> None:
         """Says whether the next backward averages over replicas; local."""
         if isinstance(self.model, DataParallel):
@@ -141,7 +137,7 @@ def spread(
             wrapped = WithLoss(model, loss, autocast)
         if not layout.shard and layout.tp > 1:
             mean = MeanOverReplicas(part.parameters(), groups.of("dp"), hooked=True)
-        elif not layout.shard:
+        elif not layout.shard and layout.mode == "sync":
             wrapped = DataParallel(wrapped, process_group=groups.of("dp"))
     if optimizer is not None:
         retarget(optimizer, names, dict(part.named_parameters()))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,28 +79,59 @@ def train_each(me: Rank, many: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     return [train(me, fields) for fields in many]
 
 
-def train(me: Rank, fields: Mapping[str, Any], steps: int = STEPS) -> Outcome:
-    """The five lines in a layout; `fields` are the layout's, and dtype and layers of the model."""
+def train(
+    me: Rank,
+    fields: Mapping[str, Any],
+    steps: int = STEPS,
+    folder: str | None = None,
+    every: int | None = None,
+    before_step: Callable[[Context], None] = lambda ctx: None,
+) -> Outcome:
+    """The five lines in a layout.
+
+    Args:
+        me: This rank.
+        fields: The layout's, and dtype and layers of the model.
+        steps: Of the optimizer, with those before a resume.
+        folder: For checkpoints.
+        every: Steps between them.
+        before_step: Called before each micro-step's backward.
+    """
     layout = pycomm.Layout(**{k: v for k, v in fields.items() if k not in ("dtype", "layers")})
     ctx = pycomm.init(layout, seed=7)
     model = model_of(fields.get("dtype", torch.float64), fields.get("layers", 2))
     example = rows_of()[:2][0] if layout.balance == "time" else None
     model, optimizer = ctx.wrap(model, optimizer_of(model), loss=token_loss, example=example)
     loader = ctx.shard(DataLoader(rows_of(), ROWS, shuffle=True))
+    if folder is not None:
+        ctx.checkpoint(folder, every=every)
     losses: list[float] = []
     norms: list[float] = []
+    given: list[int] = []
     part = torch.zeros(())
-    while ctx.steps < steps:
-        for inputs, targets in loader:
-            loss = model(inputs, targets)
-            part = part + loss.detach() / layout.accumulate
-            if ctx.step(loss):
-                losses.append(mean_over(ctx, part))
-                norms += [] if ctx.norm is None else [ctx.norm]
-                part = torch.zeros(())
-                if ctx.steps == steps:
-                    break
-    return Outcome(losses, norms, ctx.state_dict())
+    try:
+        while ctx.steps < steps:
+            for inputs, targets in loader:
+                given += fingerprints(inputs)
+                loss = model(inputs, targets)
+                part = part + loss.detach() / layout.accumulate
+                before_step(ctx)
+                if ctx.step(loss):
+                    losses.append(mean_over(ctx, part))
+                    norms += [] if ctx.norm is None else [ctx.norm]
+                    part = torch.zeros(())
+                    if ctx.steps == steps:
+                        break
+    except SystemExit as ended:  # by a signal, with a checkpoint
+        losses.append(mean_over(ctx, part))
+        return Outcome(losses, norms, {}, {"exit": ended.code, "given": given})
+    ctx.finish()
+    return Outcome(losses, norms, ctx.state_dict(), {"given": given, "replica": ctx.replica})
+
+
+def fingerprints(inputs: Tensor) -> list[int]:
+    """A number for each row, by which it can be told from others."""
+    return [int((row * torch.arange(1, LENGTH + 1) ** 3).sum()) for row in inputs]
 
 
 def alone(fields: Mapping[str, Any], steps: int = STEPS) -> Outcome:
