@@ -60,7 +60,7 @@ class Layout:
         fragments: Parts of the model that take turns in diloco's rounds.
         fragment_sync_delay: Steps that go on while a fragment of diloco is under way.
         fragment_update_alpha: How much of the local parameters stays in a round of diloco, 0 to 1.
-        servers: Ranks that serve parameters and do not train, for the ps modes.
+        servers: Of the ps modes: the first ranks run one each, in threads besides training.
         staleness: Steps that a worker of ps-ssp may be ahead of the slowest.
     """
 
@@ -83,7 +83,7 @@ class Layout:
     fragments: int = _entry(1, "parts of the model that take turns in diloco's rounds")
     fragment_sync_delay: int = _entry(0, "steps while a fragment is under way", least=0)
     fragment_update_alpha: float = _entry(0.0, "how much of local parameters stays", least=0)
-    servers: int = _entry(1, "ranks that serve parameters, for the ps modes")
+    servers: int = _entry(1, "first ranks that serve parameters, for the ps modes")
     staleness: int = _entry(4, "steps a worker of ps-ssp may be ahead", least=0)
 
     def __post_init__(self) -> None:
