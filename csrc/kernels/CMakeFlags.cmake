@@ -8,4 +8,4 @@ set(PYCOMM_AVX512_FLAGS                                             # cpu_avx512
     -ffp-contract=off)
 set(PYCOMM_HOST_KERNELS_FLAGS -O2 -ffp-contract=off)  # host_kernels.cc
 # cuda_*.cu, compiled by nvcc and linked with cudart_static, so that it loads without a driver.
-set(PYCOMM_NVCC_FLAGS -O3 -fmad=false -Werror=all-warnings -Xcompiler=-fPIC,-ffp-contract=off)
+set(PYCOMM_NVCC_FLAGS -O3 -fmad=false -Werror=all-warnings -Xfatbin=-compress-all -Xcompiler=-fPIC,-ffp-contract=off)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Kernels that work alone, on the GPU and by the CPU on the same memory.
-#include "gpu_memory.h"
+#include "gpu_memory.cuh"
 #include "kernels/codec.h"
 
 namespace gpu {

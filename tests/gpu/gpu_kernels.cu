@@ -2,7 +2,7 @@
 // Every kernel on a real GPU: `gpu_kernels check` compares each with the same body run by the CPU,
 // byte for byte; `gpu_kernels measure COMMIT` prints JSON: times, and rates beside a
 // device-to-device copy. Exits with 77 where there is no device, with 1 where something differs.
-#include "gpu_memory.h"
+#include "gpu_memory.cuh"
 
 using namespace gpu;
 

@@ -2,7 +2,7 @@
 // Kernels whose ranks wait for one another, all ranks in this process on one GPU, each with a
 // stream: legal because all blocks of all ranks fit the device at once.
 #include "engine/lower_plan.h"
-#include "gpu_memory.h"
+#include "gpu_memory.cuh"
 #include "plan/algorithms.h"
 
 namespace gpu {

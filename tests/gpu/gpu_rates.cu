@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "gpu_memory.h"
+#include "gpu_memory.cuh"
 #include "kernels/codec.h"
 
 namespace gpu {
