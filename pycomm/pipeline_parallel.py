@@ -171,7 +171,7 @@ class Pipeline(nn.Module):
 
     Attributes:
         module: part.
-        loss_scale: What losses are multiplied with while gradients are computed, for float16.
+        loss_scale: Says what losses are multiplied with while gradients are computed, for float16.
         autocast: Makes the context that losses are computed in.
     """
 
@@ -192,7 +192,8 @@ class Pipeline(nn.Module):
         self._count = layout.pp * layout.stages
         self._schedules: dict[tuple[int, ...], Any] = {}
         self._anchor = torch.zeros((), requires_grad=True)
-        self.loss_scale = 1.0
+        self.loss_scale: Callable[[], float] = lambda: 1.0
+        self._scale = 1.0  # of the schedule under way
         self.autocast = autocast
 
     def forward(self, inputs: Tensor, targets: Any = None) -> Tensor:
@@ -212,7 +213,7 @@ class Pipeline(nn.Module):
         before = [p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
-        schedule = self._schedule(tuple(inputs.shape))
+        schedule, self._scale = self._schedule(tuple(inputs.shape)), self.loss_scale()
         losses: list[Tensor] = []
         last = self._count - 1 in self._stages
         try:
@@ -229,7 +230,7 @@ class Pipeline(nn.Module):
         wide = any(p.dtype == torch.float64 for p in parameters)
         mean = torch.zeros((), dtype=torch.float64 if wide else torch.float32)
         if last:
-            mean.copy_(torch.stack([one.detach() for one in losses]).mean() / self.loss_scale)
+            mean.copy_(torch.stack([one.detach() for one in losses]).mean() / self._scale)
         dist.broadcast(mean, group=self._group, group_src=self._owner(self._count - 1))
         return mean, gradients
 
@@ -254,7 +255,7 @@ class Pipeline(nn.Module):
 
     def _scaled_loss(self, output: Any, targets: Any) -> Tensor:
         with self.autocast():
-            return self._loss(output, targets) * self.loss_scale
+            return self._loss(output, targets) * self._scale
 
     def _in_turns(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -282,7 +283,7 @@ class _HandOut(torch.autograd.Function):
     def forward(
         ctx: Any, anchor: Tensor, loss: Tensor, pipeline: Pipeline, gradients: list[Any]
     ) -> Tensor:
-        ctx.pipeline, ctx.gradients, ctx.scale = pipeline, gradients, pipeline.loss_scale
+        ctx.pipeline, ctx.gradients, ctx.scale = pipeline, gradients, pipeline._scale
         return loss.clone()
 
     @staticmethod

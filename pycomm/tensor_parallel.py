@@ -148,7 +148,7 @@ def apply_plan(
 
 def blocks_of(model: nn.Module) -> list[str]:
     """Returns names of a model's blocks: siblings of one class that hold the most parameters."""
-    best: tuple[int, list[str]] = (0, [])
+    best, found = (False, 0), []
     for name, module in model.named_modules():
         kinds: dict[type, list[str]] = {}
         for child, part in module.named_children():
@@ -156,10 +156,10 @@ def blocks_of(model: nn.Module) -> list[str]:
                 kinds.setdefault(type(part), []).append(_join(name, child))
         for names in kinds.values():
             size = sum(p.numel() for n in names for p in model.get_submodule(n).parameters())
-            # Among equals the outermost: a block's parts are not blocks.
-            if size > best[0] and (len(names) > 1 or not best[1]):
-                best = (size, names)
-    return best[1]
+            # Several rather than what holds them all; among equals the outermost.
+            if (len(names) > 1, size) > best:
+                best, found = (len(names) > 1, size), names
+    return found
 
 
 def _shared(model: nn.Module) -> set[int]:

@@ -54,6 +54,8 @@ class Steps:
         self._done = 0  # micro-steps of the step under way
         self.norm: float | None = None
         self.scaler = LossScaler(groups.all) if layout.precision == "fp16" else None
+        if self.scaler is not None and isinstance(wrapped.model, Pipeline):
+            wrapped.model.loss_scale = self.scaler.get_scale
         self.scheduler: LambdaLR | None = None
         self.rounds: LocalSGD | DiLoCo | None = None
         self.served: Served | None = None
@@ -81,8 +83,6 @@ class Steps:
     def _expect_micro_step(self) -> None:
         """Before a forward: gradients travel with the last micro-step only."""
         self._wrapped.reduce(self._done == self._layout.accumulate - 1)
-        if self.scaler is not None and isinstance(self._wrapped.model, Pipeline):
-            self._wrapped.model.loss_scale = self.scaler.get_scale()
 
     def update(self) -> None:
         """Makes the optimizer's step of the gradients there are, and forgets them; collective.
@@ -105,7 +105,6 @@ class Steps:
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
-            self._expect_micro_step()  # the scale may be another
         else:
             optimizer.step()
         if self.scheduler is not None:

@@ -121,6 +121,7 @@ class Watch:
         communication_s = covered(self._times.since(self._since))
         parts = split(wall_s, busy - self._since_busy, communication_s)
         figures = {name: value / count for name, value in parts.items()}
+        figures["step_s"] = wall_s / count
         figures["loss"] = torch.stack(self._losses).double().mean().item()
         figures |= extra
         means = torch.tensor(list(figures.values()), dtype=torch.float64) / self._group.size()
@@ -128,11 +129,10 @@ class Watch:
             dist.all_reduce(means, group=self._group)
         if self._leads:
             row: dict[str, Any] = {"step": steps, "time_s": now - self._begun}
-            row["step_s"] = wall_s / count
             row |= dict(zip(figures, means.tolist(), strict=True))
-            row["tokens_per_s"] = self._tokens * count / wall_s
+            row["tokens_per_s"] = self._tokens / row["step_s"]
             if self._peak:
-                row["flops_share"] = self._flops * count / wall_s / self._peak
+                row["flops_share"] = self._flops / row["step_s"] / self._peak
             self._keep(row)
         self._losses.clear()
         self._last_steps = steps
