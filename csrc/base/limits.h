@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 
 namespace pycomm {
 
@@ -221,10 +222,33 @@ inline constexpr int kTcpSendBytesNear = 256 * 1024;
 inline constexpr auto kTcpNear = 200us;
 inline constexpr int kRecorderEntries = 1024;
 
+// The engine looks after what a device does: the first looks with a yield each, the later ones with
+// this nap, which is what a collective on CPU tensors behind it may start late by.
+inline constexpr int kAttendYields = 100;
+inline constexpr auto kAttendNap = 50us;
+// Between looks of a progress thread whose group is dead: nobody waits for it but the shutdown,
+// which wakes it.
+inline constexpr auto kFailedRest = 1s;
+// Calls on a device that a rank's host may be ahead of the slowest peer's host, beyond which it
+// waits. Each costs a cache line of host memory for each rank.
+inline constexpr uint64_t kDeviceTicketsMax = 256;
 // CUDA: stream memory operations in one call of the driver, which takes fewer than 256. And what an
 // allocation must be a multiple of to have a block of cudaMalloc to itself: a handle for other
 // processes stands for the block.
 inline constexpr size_t kWordOperationsMax = 128;
 inline constexpr size_t kIpcBlockBytes = 2 * 1024 * 1024;
+
+// The memory of a group of ranks that share a GPU: this much together, with the steps in which a
+// GPU gives memory out; and at most so much of a tensor in a piece: beyond it a hand-over between
+// ranks, some tens of us, is lost in the time of the copies.
+inline constexpr size_t kDevicePoolBytes = 64 * 1024 * 1024;
+inline constexpr size_t kDevicePoolStep = 2 * 1024 * 1024;
+inline constexpr size_t kDeviceSlotBytesMax = 8 * 1024 * 1024;
+inline constexpr size_t kDeviceSlotBytesMin = 64 * 1024;
+// Until the ranks have passed descriptors and each has read what every other wrote on its GPU; a
+// first use of a GPU may take seconds. And how long memory that is given up waits for streams and
+// peers that still use it, before it is left to the end of the process.
+inline constexpr auto kDeviceSetupTimeout = 30s;
+inline constexpr auto kDevicePatience = 2s;
 
 }  // namespace pycomm

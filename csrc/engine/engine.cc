@@ -195,6 +195,7 @@ void Engine::complete(Operation& operation, Failure why) {
   // Their captures are tensors, which must not live as long as the user keeps the handle.
   operation.before = nullptr;
   operation.after = nullptr;
+  operation.watched = nullptr;
   operation.finish(std::move(why));
 }
 
@@ -205,7 +206,8 @@ Failure Engine::execute(Operation& operation, WaitRole role) {
   try {
     if (!why) {
       if (operation.before) operation.before();
-      why = carry_out(programs_.for_operation(operation), operation, role);
+      why = operation.watched ? attend(operation, role)
+                              : carry_out(programs_.for_operation(operation), operation, role);
       if (!why && operation.after) operation.after();
     }
   } catch (const CommError& error) {
@@ -338,6 +340,10 @@ void Engine::fail(const Failure& failure, bool heard) {
   }
   if (!closes && options_.on_failure) options_.on_failure();
   failed_.store(true, std::memory_order_release);
+  if (!closes) {
+    streams_released_ = true;
+    (void)release_streams();
+  }
   if (!heard && failure.kind != FailureKind::aborted) {
     log(LogLevel::error, mesh_->rank(), failure.text);
   }

@@ -47,6 +47,8 @@ struct EngineOptions {
 [[noreturn]] void raise(const Operation& operation, const Failure& failure, int rank,
                         int world_size);
 
+class DeviceWords;
+
 class Engine {
  public:
   Engine(std::unique_ptr<Mesh> mesh, EngineOptions options);
@@ -76,8 +78,14 @@ class Engine {
   void skip();
 
   void set_timeout(std::chrono::nanoseconds timeout) { timeout_ns_ = timeout.count(); }
+  std::chrono::nanoseconds timeout() const { return std::chrono::nanoseconds(timeout_ns_.load()); }
   // Fails the group on all ranks.
   void abort(const std::string& reason);
+  // Fails the group over what a call found out before it was an operation, and raises it.
+  [[noreturn]] void refuse(const Operation& operation, const Failure& found);
+  // From a failure on, streams that wait for these words are released, again and again until the
+  // group is shut down: a graph may be replayed.
+  void release_on_failure(const std::shared_ptr<DeviceWords>& words);
   // Lets pending operations finish for a short while, says goodbye and stops the threads.
   // Idempotent.
   void shutdown(const std::string& reason, bool drain);
@@ -108,6 +116,9 @@ class Engine {
   Failure overdue_gate();
   Failure execute(Operation& operation, WaitRole role);
   Failure carry_out(const Program& program, Operation& operation, WaitRole role);
+  Failure attend(Operation& operation, WaitRole role);
+  Failure inspect_device(const Operation& operation, Liveness::Vigil& vigil);
+  bool release_streams();
   Failure sleep_until_moved(const Operation& operation, Liveness::Vigil& vigil);
   void need_progress_thread();
   void run_message(const OperationPtr& operation);
@@ -153,6 +164,10 @@ class Engine {
   bool taken_over_ = false;  // since its last rest somebody who waited ran what was submitted
   int naps_left_ = 0;
   std::atomic<bool> queued_{false};  // a collective waits: a driver of messages should look
+
+  std::mutex words_mutex_;
+  std::vector<std::weak_ptr<DeviceWords>> words_;
+  std::atomic<bool> streams_released_{false};
 
   mutable std::mutex failure_mutex_;
   Failure failure_;

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 
 #include "base/deadline.h"
@@ -18,6 +19,7 @@
 #include "base/error.h"
 #include "base/wire.h"
 #include "engine/regions.h"
+#include "engine/watched.h"
 
 namespace pycomm {
 
@@ -36,6 +38,8 @@ struct Operation {
   // each chunk of `work` as plan.h lists them; regions this rank does not have are empty.
   Regions work;
   std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max();
+  // Carried out by somebody else, who alone knows the memory; null: by the engine.
+  std::shared_ptr<Watched> watched;
   // Run by the executing thread right before the first and right after the last step, for example
   // to pack a tensor that is not contiguous. May be empty.
   std::function<void()> before, after;

@@ -228,6 +228,13 @@ void Engine::progress_loop() {
       lock.lock();
     } else if (stopping_ && queue_.empty()) {
       return;
+    } else if (queue_.empty() && streams_released_) {
+      lock.unlock();
+      const bool again = release_streams();
+      lock.lock();
+      if (!stopping_ && queue_.empty()) {
+        queue_changed_.wait_for(lock, again ? kSleepSlice : kFailedRest);
+      }
     } else if (queue_.empty()) {
       rest(lock);
     } else {
@@ -295,6 +302,12 @@ void Engine::shutdown(const std::string& reason, bool drain_first) {
   closed_ = true;
   if (drain_first) drain(options_.detect_timeout);
   callback_order_->detach();
+  {
+    // Peers may still be at work on what this rank has ended; only what is pending is given up.
+    const std::lock_guard lock(queue_mutex_);
+    if (busy_ || !queue_.empty()) streams_released_ = true;
+  }
+  if (streams_released_) (void)release_streams();
   fail({FailureKind::aborted, "the group is closed (" + reason + "); make a new one", {}}, true);
   {
     const std::lock_guard lock(queue_mutex_);

@@ -3,7 +3,6 @@
 
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <cstring>
@@ -14,25 +13,14 @@
 #include "base/log.h"
 #include "transport/arena.h"
 #include "transport/handshake.h"
+#include "transport/unix_socket.h"
 
 namespace pycomm {
 namespace {
 
-// An abstract address: a leading zero byte, no file.
-socklen_t fill_abstract(const std::string& name, sockaddr_un& address) {
-  address = {};
-  address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path + 1, name.data(),
-              std::min(name.size(), sizeof(address.sun_path) - 1));
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-}
-
 Fd connect_to(const PeerAddress& peer, const Patience& patience) {
-  Fd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!socket) throw_system("cannot open a unix socket");
-  sockaddr_un address;
-  const auto length = fill_abstract(peer.unix_name, address);
-  if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
+  Fd socket = connect_unix(peer.unix_name);
+  if (!socket) {
     const auto text =
         str("cannot reach ", peer.describe(), " through its unix socket @", peer.unix_name, ": ",
             std::strerror(errno),
@@ -54,15 +42,8 @@ pid_t pid_behind(int socket) {
 }  // namespace
 
 ShmTransport::ShmTransport(int world_size, RingLayout layout) : layout_(layout) {
-  unix_name_ = "pycomm-" + to_hex(random_token());
-  listener_ = Fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!listener_) throw_system("cannot open a unix socket");
-  sockaddr_un address;
-  const auto length = fill_abstract(unix_name_, address);
-  if (::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), length) != 0 ||
-      ::listen(listener_.get(), kWorldSizeMax) != 0) {
-    throw_system("cannot listen on unix socket @" + unix_name_);
-  }
+  unix_name_ = random_unix_name();
+  listener_ = listen_unix(unix_name_);
   const size_t bytes = rings_offset(world_size);
   segment_ = create_shared_memory(bytes);
   event_fd_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+#include "engine/device_words.h"
+
+#include <mutex>
+#include <vector>
+
+namespace pycomm {
+namespace {
+
+// Later than any piece, and far from where the comparison of streams, which is cyclic, turns over.
+constexpr uint64_t kReleased = uint64_t{1} << 62;
+constexpr size_t kLineWords = kCacheLineBytes / sizeof(uint64_t);
+
+size_t whole_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+// ready, ended and closed by rank, done, broken.
+size_t lines_for(int world_size) { return 3 * static_cast<size_t>(world_size) + 2; }
+// The words that one rank reads lie together.
+size_t row_words(int world_size) {
+  return (static_cast<size_t>(world_size) + kLineWords - 1) / kLineWords * kLineWords;
+}
+// What streams see; the tickets behind it are the threads' alone.
+size_t registered_bytes(int world_size) {
+  return whole_pages(lines_for(world_size) * kCacheLineBytes + 2 * static_cast<size_t>(world_size) *
+                                                                   row_words(world_size) *
+                                                                   sizeof(uint64_t));
+}
+
+}  // namespace
+
+size_t DeviceWords::bytes_for(int world_size) {
+  return registered_bytes(world_size) +
+         whole_pages(kDeviceTicketsMax * static_cast<size_t>(world_size) * kCacheLineBytes);
+}
+
+DeviceWords::DeviceWords(Device& device, Mapping memory, int rank, int world_size)
+    : device_(device), memory_(std::move(memory)), rank_(rank), world_size_(world_size) {
+  if (Failure failure =
+          device_.register_host(memory_.data(), registered_bytes(world_size), &registered_)) {
+    throw CommError(failure);
+  }
+}
+
+DeviceWords::~DeviceWords() { (void)device_.unregister_host(registered_); }
+
+bool DeviceWords::reached(const uint64_t* word, uint64_t value) {
+  const uint64_t now =
+      std::atomic_ref(*const_cast<uint64_t*>(word)).load(std::memory_order_acquire);
+  return static_cast<int64_t>(now - value) >= 0;
+}
+
+uint64_t DeviceWords::last_ready(int rank) const {
+  return std::atomic_ref(*line(rank)).load(std::memory_order_acquire);
+}
+
+uint64_t* DeviceWords::line(int index) const {
+  return reinterpret_cast<uint64_t*>(memory_.data() + static_cast<size_t>(index) * kCacheLineBytes);
+}
+
+uint64_t* DeviceWords::pair(int phase, int reader, int writer) const {
+  const auto row = static_cast<size_t>(phase * world_size_ + reader);
+  return line(static_cast<int>(lines_for(world_size_))) + row * row_words(world_size_) + writer;
+}
+
+uint64_t* DeviceWords::on_device(const uint64_t* word) const {
+  const auto offset = reinterpret_cast<const std::byte*>(word) - memory_.data();
+  return reinterpret_cast<uint64_t*>(static_cast<std::byte*>(registered_.device) + offset);
+}
+
+DeviceWords::Ticket& DeviceWords::ticket_of(int rank, uint64_t number) const {
+  const size_t index = static_cast<size_t>(rank) * kDeviceTicketsMax + number % kDeviceTicketsMax;
+  return *reinterpret_cast<Ticket*>(memory_.data() + registered_bytes(world_size_) +
+                                    index * kCacheLineBytes);
+}
+
+int DeviceWords::laggard(uint64_t ticket) const {
+  if (ticket <= kDeviceTicketsMax) return -1;
+  for (int peer = 0; peer < world_size_; ++peer) {
+    const uint64_t last = ticket_of(peer, ticket).number.load(std::memory_order_acquire);
+    if (peer != rank_ && last + kDeviceTicketsMax < ticket) return peer;
+  }
+  return -1;
+}
+
+void DeviceWords::publish(uint64_t ticket, const OpSignature& signature) {
+  Ticket& mine = ticket_of(rank_, ticket);
+  const auto words = signature.pack();
+  for (size_t i = 0; i < words.size(); ++i) {
+    mine.signature[i].store(words[i], std::memory_order_relaxed);
+  }
+  mine.number.store(ticket, std::memory_order_seq_cst);
+}
+
+std::optional<OpSignature> DeviceWords::published(int peer, uint64_t ticket) const {
+  const Ticket& theirs = ticket_of(peer, ticket);
+  if (theirs.number.load(std::memory_order_seq_cst) != ticket) return {};
+  std::array<uint64_t, 4> words{};
+  for (size_t i = 0; i < words.size(); ++i) {
+    words[i] = theirs.signature[i].load(std::memory_order_acquire);
+  }
+  // It may be so far ahead by now that it has written over it; then it had seen ours.
+  if (theirs.number.load(std::memory_order_relaxed) != ticket) return {};
+  return OpSignature::unpack(words);
+}
+
+void DeviceWords::close() {
+  std::atomic_ref(*line(2 * world_size_ + 2 + rank_)).store(1, std::memory_order_release);
+}
+
+bool DeviceWords::all_closed() const {
+  for (int rank = 0; rank < world_size_; ++rank) {
+    if (!reached(line(2 * world_size_ + 2 + rank), 1)) return false;
+  }
+  return true;
+}
+
+void DeviceWords::break_up() {
+  const auto store = [](uint64_t* word) {
+    std::atomic_ref(*word).store(kReleased, std::memory_order_release);
+  };
+  store(line(2 * world_size_ + 1));  // before any stream can go on because of it
+  for (int rank = 0; rank < world_size_; ++rank) {
+    store(line(rank));
+    for (int writer = 0; writer < world_size_; ++writer) {
+      store(pair(0, rank, writer));
+      store(pair(1, rank, writer));
+    }
+  }
+  store(line(world_size_));
+}
+
+bool DeviceWords::broken() const { return reached(line(2 * world_size_ + 1), kReleased); }
+
+void keep_for_ever(std::shared_ptr<DeviceWords> words) {
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<std::shared_ptr<DeviceWords>>;
+  const std::lock_guard lock(mutex);
+  kept->push_back(std::move(words));
+}
+
+}  // namespace pycomm
