@@ -74,6 +74,14 @@ def test_accumulation_equals_one_process() -> None:
     expect_one_process(4, [{**grid, "accumulate": 2, "clip": CLIP} for grid in grids])
 
 
+def test_a_deterministic_run_repeats_its_bits() -> None:
+    more = {"dtype": torch.float32, "deterministic": True, "clip": CLIP}
+    grids = [{"dp": 2, "tp": 2}, {"dp": 2, "pp": 2}, {"dp": 4, "shard": True}]
+    for of_rank in run_ranks(train_each, 4, [{**grid, **more} for grid in grids * 2]):
+        for first, again in zip(of_rank[: len(grids)], of_rank[len(grids) :], strict=True):
+            expect_equal(again, first)
+
+
 def test_replicas_that_add_in_rank_order_equal_one_process_bit_for_bit() -> None:
     """One process that takes the replicas' rows one after the other adds gradients as they do.
 
