@@ -3,9 +3,11 @@
 
 Every kernel must move 16 bytes per access and keep all it works on in registers: an indexed array
 that falls into local memory would cost several times the traffic, and no correctness test would
-notice. PTX shows the accesses, ptxas the registers and what it spills.
+notice. PTX shows the accesses, ptxas the registers and what it spills; where nvdisasm is found, in
+the toolkit or from `pip install nvidia-cuda-nvdisasm`, the machine's instructions are read too.
 """
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -15,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+# On a machine that is busy with other things the compiler takes minutes.
+pytestmark = pytest.mark.timeout(900)
+
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 WIDE_LOAD = re.compile(r"\bld\.(?:relaxed\.gpu\.)?global\.(v4\.\w?32|v2\.\w?64)\b")
 WIDE_STORE = re.compile(r"\bst\.global\.(v4\.\w?32|v2\.\w?64)\b")
@@ -23,9 +28,10 @@ UNROLLED_SOURCES = 8
 
 @dataclass
 class Kernel:
-    """One kernel as PTX, and what ptxas says of it for sm_90."""
+    """One kernel as PTX, what ptxas says of it for sm_90, and its instructions if known."""
 
     ptx: str
+    sass: str | None
     registers: int
     stack_bytes: int
     spill_bytes: int
@@ -39,6 +45,27 @@ def find_nvcc() -> str | None:
     return None
 
 
+def find_nvdisasm() -> str | None:
+    """Returns the path of nvdisasm: on PATH, from the toolkit or from the package on PyPI."""
+    packages = importlib.util.find_spec("nvidia")
+    folders = list(packages.submodule_search_locations or []) if packages else []
+    found = [str(path) for folder in folders for path in Path(folder).glob("cu*/bin/nvdisasm")]
+    for name in ("nvdisasm", "/usr/local/cuda/bin/nvdisasm", *found):
+        if path := shutil.which(name):
+            return path
+    return None
+
+
+def instructions(cubin: Path) -> dict[str, str]:
+    """Returns the machine's instructions of each kernel; none where nvdisasm is not found."""
+    nvdisasm = find_nvdisasm()
+    if nvdisasm is None:
+        return {}
+    text = subprocess.run([nvdisasm, cubin], check=True, capture_output=True, text=True).stdout
+    parts = re.split(r"^\.text\.(\S+):$", text, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
 def compile_kernels(nvcc: str, source: Path, folder: Path) -> dict[str, Kernel]:
     """Returns the kernels of a .cu file by their mangled names."""
     ptx = folder / f"{source.stem}.ptx"
@@ -49,11 +76,13 @@ def compile_kernels(nvcc: str, source: Path, folder: Path) -> dict[str, Kernel]:
     )  # fmt: skip
     beside = Path(nvcc).resolve().parent / "ptxas"
     ptxas = str(beside) if beside.exists() else "ptxas"
+    cubin = folder / f"{source.stem}.cubin"
     report = subprocess.run(
-        [ptxas, "-arch=sm_90", "-v", str(ptx), "-o", "/dev/null"],
+        [ptxas, "-arch=sm_90", "-v", str(ptx), "-o", str(cubin)],
         check=True, capture_output=True, text=True,
     ).stderr  # fmt: skip
     parts = re.split(r"^\S*\s*\.entry\s+", ptx.read_text(), flags=re.MULTILINE)[1:]
+    sass = instructions(cubin)
     bodies = {part.split("(", 1)[0].strip(): part for part in parts}
     kernels = {}
     for part in report.split("Compiling entry function '")[1:]:
@@ -64,7 +93,9 @@ def compile_kernels(nvcc: str, source: Path, folder: Path) -> dict[str, Kernel]:
         assert numbers and registers, part
         stack, stores, loads = map(int, numbers.groups())
         name = part.split("'", 1)[0]
-        kernels[name] = Kernel(bodies[name], int(registers[1]), stack, stores + loads)
+        kernels[name] = Kernel(
+            bodies[name], sass.get(name), int(registers[1]), stack, stores + loads
+        )
     assert set(kernels) == set(bodies)
     return kernels
 
@@ -149,6 +180,25 @@ def test_flags_are_read_with_acquire_and_written_with_release(
             # A barrier before a release: it speaks for all threads of its block.
             released = kernel.ptx.index("st.release.sys.global.u64")
             assert "bar.sync" in kernel.ptx[:released], name
+
+
+def test_the_machine_does_as_ptx_says(files: dict[str, dict[str, Kernel]]) -> None:
+    if find_nvdisasm() is None:
+        pytest.skip("nvdisasm not found: pip install nvidia-cuda-nvdisasm")
+    for group, kernels in files.items():
+        for name, kernel in kernels.items():
+            assert kernel.sass, name
+            assert "LDG.E.128" in kernel.sass, name
+            assert "STG.E.128" in kernel.sass, name
+            assert not re.search(r"\b(LDL|STL)\b", kernel.sass), name
+            if group not in ("cuda_all_reduce", "cuda_plan"):
+                continue
+            # A load with acquire drops what the first-level cache holds; a store with release waits
+            # for all that was written before.
+            assert re.search(r"LDG\.E\.64\.STRONG\.SYS.*?CCTL\.IVALL", kernel.sass, re.DOTALL), name
+            assert re.search(
+                r"MEMBAR\.ALL\.SYS.*?STG\.E\.64\.STRONG\.SYS", kernel.sass, re.DOTALL
+            ), name
 
 
 def test_sums_are_not_contracted_into_fused_multiply_adds(kernels: dict[str, Kernel]) -> None:
