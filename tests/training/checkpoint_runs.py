@@ -20,14 +20,17 @@ from pycomm.checkpoint.files import Files
 from pycomm.data import ShardedLoader, ShardedSampler
 
 
-def make_model() -> nn.Module:
+def make_model(norm: Any = nn.BatchNorm1d) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.Dropout(0.3), nn.Linear(10, 1))
+    return nn.Sequential(nn.Linear(6, 10), norm(10), nn.Dropout(0.3), nn.Linear(10, 1))
 
 
-def make_run(rank: int = 0, world_size: int = 1, wrap: Any = None) -> dict[str, Any]:
+def make_run(
+    rank: int = 0, world_size: int = 1, wrap: Any = None, norm: Any = None
+) -> dict[str, Any]:
     """A state as scripts have it, at its beginning."""
-    model = make_model()
+    # The small batches of several ranks cannot be normalised over themselves.
+    model = make_model(norm or (nn.BatchNorm1d if world_size == 1 else nn.LayerNorm))
     wrapped = model if wrap is None else wrap(model)
     groups = [
         {"params": [p for p in wrapped.parameters() if p.dim() == 2], "weight_decay": 0.1},
