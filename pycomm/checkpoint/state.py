@@ -102,7 +102,10 @@ class Entries:
             for module, optimizer in pairs:
                 flat |= _under(name, named.optimizer_entries(module, optimizer))
         for name, value in self.shared.items():
-            flat |= _under(name, _taken_apart(_state_of(value)))
+            entries = _taken_apart(_state_of(value))
+            if rank != 0:  # where ranks differ all the same, rank 0's is kept
+                del entries[STRUCTURE]
+            flat |= _under(name, entries)
         for name, value in self.per_rank.items():
             flat |= _under(f"{RANKS}.{rank}.{name}", _taken_apart(_state_of(value)))
         return flat
