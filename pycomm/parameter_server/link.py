@@ -23,6 +23,7 @@ class Link:
     Attributes:
         server: Its index.
         comm: The pair's group.
+        names: Of the parameters that it has pieces of.
         lowest: The slowest worker's clock, as the server last said.
     """
 
@@ -32,6 +33,7 @@ class Link:
         """Local."""
         self.server, self.comm = server, comm
         self.lowest = 0
+        self.names = frozenset(piece.name for piece in pieces)
         self._packing = Packing(pieces, wire)
         self._gradient = torch.zeros(self._packing.size)
         self._message = self._packing.message(self._gradient)

@@ -81,6 +81,10 @@ class Meeting:
         """Leaves something for whoever asks."""
         self.store.set(key, json.dumps(value))
 
+    def told(self, key: str) -> Any:
+        """What somebody has told, or None."""
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
     def ask(self, key: str, why: str) -> Any:
         """What somebody has told; blocks until it is there.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import nn
 from torch._C._distributed_c10d import Store
+from torch.distributed import DistError
 from typing_extensions import Self
 
 from pycomm.backend import shortened
@@ -177,6 +179,8 @@ class Server:
     def close(self, reason: str = "the server was closed") -> None:
         """Ends all threads; workers that are still there raise. Writes a last checkpoint."""
         self._ended.set()
+        with contextlib.suppress(DistError):  # whoever holds the store may be gone
+            self._meeting.tell(f"ended{self.index}", reason)
         self._shard.close(reason)
         self._close_pairs(reason)
         for thread in self._threads:
@@ -198,7 +202,8 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         """Closes."""
-        reason = "its with block has ended"
+        alone = self._ended.is_set() and self._error is None
+        reason = "since all workers had left" if alone else "its with block has ended"
         self.close(reason if kind is None else f"its server raised {kind.__name__}: {error}")
 
     def report(self) -> dict[str, Any]:

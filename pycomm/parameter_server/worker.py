@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._C._distributed_c10d import Store
 from typing_extensions import Self
 
 from pycomm.backend import shortened
 from pycomm.errors import CommError, UsageError
 from pycomm.parameter_server import pair
+from pycomm.parameter_server.early import EarlyPush
 from pycomm.parameter_server.link import Link
 from pycomm.parameter_server.packing import WIRES, Packing, trained
 from pycomm.parameter_server.pair import Meeting
@@ -105,6 +106,12 @@ class Worker:
                     f"Worker: server {server} was made with {other}, server 0 with {first}; give "
                     "all servers the same model and arguments"
                 )
+        for server in range(int(first["servers"])):
+            if (reason := meeting.told(f"ended{server}")) is not None:
+                raise CommError(
+                    f"Worker: server {server} has ended, {reason}; start the servers again, on a "
+                    "new store or with another name="
+                )
         if first["model"] != digest_of(self._named):
             raise UsageError(
                 "Worker: the servers have a model with other parameters; build the same model on "
@@ -124,8 +131,12 @@ class Worker:
 
     # ---- a step
 
-    def step(self) -> None:
+    def step(self, loss: Tensor | None = None) -> None:
         """Pushes the gradients, pulls parameters, and sets gradients to None.
+
+        Given a loss it runs its backward, too, and each server's gradients leave as soon as they
+        are complete, while backward goes on. An exception in that backward ends this worker, since
+        some servers may have its gradients.
 
         Blocks until the parameters are there: in sync mode for all workers' gradients, in ssp while
         this worker is too far ahead. With overlap it blocks for those of the step before.
@@ -133,9 +144,13 @@ class Worker:
         Raises:
             PeerFailure: a server died.
             CommError: another failure; the text says what to do.
+            UsageError: with a loss: a gradient came in several parts.
         """
         self.wait()
-        self.push()
+        if loss is None:
+            self.push()
+        else:
+            self._push_during_backward(loss)
         self._begin_pull()
         for parameter in self._named.values():
             parameter.grad = None
@@ -152,6 +167,19 @@ class Worker:
         with self._ending():
             for link in self._links:
                 self.bytes_sent += link.push(gradients)
+        self.clock += 1
+
+    def _push_during_backward(self, loss: Tensor) -> None:
+        with self._ending():
+            push = EarlyPush(self._links, self._named)
+            try:
+                push.run(loss)
+            except CommError:
+                raise
+            except BaseException as error:
+                self._abandon(f"its backward raised {type(error).__name__}: {error}")
+                raise
+        self.bytes_sent += push.bytes_sent
         self.clock += 1
 
     def pull(self) -> None:

@@ -16,6 +16,7 @@ from ranks import Rank, run_ranks
 from reference_run import add_then_divide, alone, gpt, next_byte_loss, tokens_of
 from torch import Tensor, nn
 from torch.distributed import HashStore
+from torch.utils.checkpoint import checkpoint
 
 from pycomm import CommError, UsageError
 from pycomm.parameter_server import Server, Worker, same_as
@@ -66,9 +67,13 @@ def train_gpt(me: Rank, case: Case) -> Any:
     nn.init.zeros_(model.norm.weight)  # the servers' values count
     threads = threading.active_count()
     with case.join(me, model) as worker:
-        for tokens in tokens_of(worker.clock + me.rank - case.servers, STEPS):
-            next_byte_loss(model, tokens).backward()
-            worker.step()
+        for number, tokens in enumerate(tokens_of(me.rank - case.servers, STEPS)):
+            loss = next_byte_loss(model, tokens)
+            if number % 2:
+                worker.step(loss)
+            else:
+                loss.backward()
+                worker.step()
             assert all(parameter.grad is None for parameter in model.parameters())
         assert worker.clock == STEPS
     assert threading.active_count() == threads
@@ -319,6 +324,33 @@ def test_an_error_of_the_optimizer_reaches_the_workers_and_the_server() -> None:
     server.close()
 
 
+class Recomputed(nn.Module):
+    """Uses one parameter in two reentrant checkpoints, one not at all, and one at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.unused, self.last = (nn.Parameter(torch.ones(4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = checkpoint(lambda y: (y * self.shared).exp(), x, use_reentrant=True)
+        return (x * self.last).sum()
+
+
+def test_gradients_in_several_parts_are_refused_when_they_are_sent_early() -> None:
+    store, model = HashStore(), Recomputed()
+    x = torch.full((4,), 0.1, requires_grad=True)
+    refused = pytest.raises(UsageError, match="the gradient of shared came in several parts")
+    with Server(Recomputed(), SGD, store=store) as server:
+        with refused, Worker(model, store) as worker:
+            model(x).backward()
+            worker.step()
+            worker.step(model.last.sum())  # where not all that a server has is used
+            assert server.report()["updates"] == 2
+            worker.step(model(x) + model.unused.sum())
+        assert server.wait(30)
+
+
 def test_wrong_arguments_say_what_is_expected() -> None:
     store, model = HashStore(), linear()
     for made, text in (
@@ -344,3 +376,5 @@ def test_wrong_arguments_say_what_is_expected() -> None:
         worker.close()
         with pytest.raises(UsageError, match="it has left the servers; make a new one"):
             worker.step()
+    with pytest.raises(CommError, match="server 0 has ended, .*start the servers again"):
+        Worker(model, store)
