@@ -50,6 +50,7 @@ class Groups:
     """
 
     def __init__(self, layout: Layout) -> None:
+        _forget_other_meshes()
         options = Options(deterministic=layout.deterministic or None)
         ours = isinstance(
             dist.group.WORLD._get_backend(torch.device("cpu")),  # type: ignore[union-attr]
@@ -78,3 +79,16 @@ class Groups:
     def rank_in(self, name: str) -> int:
         """Returns this rank's place along "pp", "dp" or "tp"; local."""
         return int(self.mesh.get_local_rank(name))
+
+
+def _forget_other_meshes() -> None:
+    """Empties DTensor's memory of what operators do; local.
+
+    It goes by mesh, and meshes over the same ranks are one to it, though the groups of an earlier
+    one may be destroyed: then a DTensor of this mesh would look for groups that are gone.
+    """
+    try:
+        from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+    except ImportError:  # another version of torch
+        return
+    _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]

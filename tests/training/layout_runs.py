@@ -74,9 +74,9 @@ def mean_over(ctx: Context, value: Tensor) -> float:
     return (whole / (ctx.layout.dp or 1)).item()
 
 
-def train_each(me: Rank, many: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+def train_each(me: Rank, many: Sequence[Mapping[str, Any]], steps: int = STEPS) -> list[Outcome]:
     """One layout after the other."""
-    return [train(me, fields) for fields in many]
+    return [train(me, fields, steps) for fields in many]
 
 
 def train(
