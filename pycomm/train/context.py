@@ -317,7 +317,8 @@ class Context:
         figures = figures.filled(rows, self._given().directory.parameters)
         named = [self._groups.of(name) for name in ("dp", "tp", "pp")]
         groups = [self._groups.all, *(one for one in named if one is not self._groups.all)]
-        self._watch = Watch(figures, groups, self.steps)
+        apart = self.layout.mode in ("ps-async", "ps-ssp")
+        self._watch = Watch(figures, groups, self.steps, apart)
         return self._watch
 
     def _end_watch(self) -> None:

@@ -41,6 +41,7 @@ class Saves:
         self._state: dict[str, Any] = {"run": run}
         # Replicas that train apart differ: each rank has its own.
         apart = stepper.rounds is not None
+        self._signals_every = ctx.layout.sync_every if apart else 1
         self._state["model"] = PerRank(part) if apart else part
         if optimizer is not None:
             self._state["optimizer"] = PerRank(optimizer) if apart else optimizer
@@ -56,8 +57,13 @@ class Saves:
         self._checkpointer.on_signal()
 
     def after_step(self, steps: int) -> None:
-        """Saves where it is time to; raises SystemExit after a signal."""
-        self._checkpointer.after_step(steps, self._state)
+        """Saves where it is time to; raises SystemExit after a signal.
+
+        Replicas that train apart ask each other for signals where they meet anyway.
+        """
+        every = self._checkpointer.every
+        if steps % self._signals_every == 0 or (every is not None and steps % every == 0):
+            self._checkpointer.after_step(steps, self._state)
 
     def save(self, steps: int) -> None:
         """Saves now."""

@@ -66,14 +66,17 @@ class Watch:
         figures: Which are wanted.
         groups: The layout's groups: that of all ranks first.
         first: Steps that were done before.
+        apart: Ranks are not at the same step, so figures are rank 0's and nothing is sent for them.
 
     Attributes:
         rows: The figures so far, on rank 0.
     """
 
-    def __init__(self, figures: Figures, groups: list[dist.ProcessGroup], first: int) -> None:
+    def __init__(
+        self, figures: Figures, groups: list[dist.ProcessGroup], first: int, apart: bool
+    ) -> None:
         self._folder, self._every, self._tokens = figures.folder, figures.every, figures.tokens
-        self._group = groups[0]
+        self._group, self._apart = groups[0], apart
         self._times = GroupTimes(groups)
         self._leads = self._group.rank() == 0
         self._flops = figures.flops or 0.0
@@ -124,9 +127,10 @@ class Watch:
         figures["step_s"] = wall_s / count
         figures["loss"] = torch.stack(self._losses).double().mean().item()
         figures |= extra
-        means = torch.tensor(list(figures.values()), dtype=torch.float64) / self._group.size()
-        if self._group.size() > 1:
+        means = torch.tensor(list(figures.values()), dtype=torch.float64)
+        if self._group.size() > 1 and not self._apart:
             dist.all_reduce(means, group=self._group)
+            means /= self._group.size()
         if self._leads:
             row: dict[str, Any] = {"step": steps, "time_s": now - self._begun}
             row |= dict(zip(figures, means.tolist(), strict=True))

@@ -3,14 +3,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from layout_runs import ROUNDING, Outcome, alone, expect_equal, train
-from ranks import Rank, run_ranks
+from layout_runs import (
+    ROUNDING,
+    ROWS,
+    Outcome,
+    alone,
+    expect_equal,
+    model_of,
+    optimizer_of,
+    rows_of,
+    train,
+)
+from ranks import Died, Rank, run_ranks
+from transformer import token_loss
+
+import pycomm
 
 FLOAT = {"dtype": torch.float32}
 
@@ -59,3 +74,25 @@ def test_a_mode_goes_on_from_its_checkpoint(mode: str, tmp_path: Path) -> None:
     for one, whole in zip(rest, straight, strict=True):
         found = Outcome(whole.losses[:4] + one.losses, [], one.state)
         expect_equal(found, whole, what=mode)
+
+
+def without_a_worker(me: Rank) -> int:
+    """Rank 1 dies in its third step; how many steps rank 0 makes."""
+    ctx = pycomm.init(pycomm.Layout(mode="ps-async"), seed=7)
+    model = model_of(torch.float32)
+    model, _ = ctx.wrap(model, optimizer_of(model), loss=token_loss)
+    ctx.watch(every=1, quiet=True)
+    for inputs, targets in ctx.shard(rows_of(), ROWS):
+        loss = model(inputs, targets)
+        if me.rank == 1 and ctx.steps == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ctx.step(loss)
+    with pytest.warns(UserWarning, match="training ends without a rank: .*rank 1"):
+        ctx.finish()
+    return ctx.steps
+
+
+def test_a_worker_that_is_killed_stops_nobody_in_asynchronous_mode() -> None:
+    found, died = run_ranks(without_a_worker, 2, dies=[1])
+    assert found == -(-len(rows_of()) // ROWS)
+    assert isinstance(died, Died)
