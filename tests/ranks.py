@@ -298,7 +298,12 @@ def _do(job: _Job, store: Any) -> tuple[bool, Any]:
     # torch names a default group by how many there were, and counts those whose set-up failed, too:
     # ranks that saw one more of them than others would look for each other under another name.
     dist.distributed_c10d._world.group_count = 0
-    _forget_meshes()
+    if (
+        "torch.distributed.tensor" in sys.modules
+    ):  # would take a mesh for an earlier run's equal one
+        from torch.distributed.tensor import debug
+
+        debug._clear_sharding_prop_cache()
     me = Rank(job.rank, job.world_size, dist.PrefixStore(f"run{job.number}", store))
     try:
         function, args = pickle.loads(job.call)
@@ -317,17 +322,6 @@ def _do(job: _Job, store: Any) -> tuple[bool, Any]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _forget_meshes() -> None:
-    """DTensor remembers what operators do by mesh, and takes one of this run for an earlier one's.
-
-    Meshes over the same ranks are equal, though the groups of an earlier run are destroyed.
-    """
-    if "torch.distributed.tensor" in sys.modules:
-        from torch.distributed.tensor import debug
-
-        getattr(debug, "_clear_sharding_prop_cache", lambda: None)()
 
 
 # ---- threads
