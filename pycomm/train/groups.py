@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from pycomm.layout import Layout
 from pycomm.native import load
 from pycomm.options import Options
+from pycomm.replicas import inner_of
 from pycomm.train.launch import Launch
 
 _TIMEOUT_S = 1800.0
@@ -52,10 +53,7 @@ class Groups:
     def __init__(self, layout: Layout) -> None:
         _forget_other_meshes()
         options = Options(deterministic=layout.deterministic or None)
-        ours = isinstance(
-            dist.group.WORLD._get_backend(torch.device("cpu")),  # type: ignore[union-attr]
-            load().Backend,
-        )
+        ours = _is_ours(dist.group.WORLD)
         self.all: Any = dist.group.WORLD if ours else dist.new_group(backend="pycomm")
         override: dict[Any, Any] = {}
         if not ours or layout.deterministic:
@@ -79,6 +77,15 @@ class Groups:
     def rank_in(self, name: str) -> int:
         """Returns this rank's place along "pp", "dp" or "tp"; local."""
         return int(self.mesh.get_local_rank(name))
+
+
+def _is_ours(group: Any) -> bool:
+    """Whether pycomm carries a group's CPU tensors."""
+    try:
+        backend = group._get_backend(torch.device("cpu"))
+    except RuntimeError:  # it has none for them
+        return False
+    return isinstance(inner_of(backend), load().Backend)
 
 
 def _forget_other_meshes() -> None:

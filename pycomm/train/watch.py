@@ -149,7 +149,12 @@ class Watch:
         self._trace.start()
 
     def note(self, figures: dict[str, float], steps: int) -> None:
-        """Keeps figures that are the same on all ranks, such as of an evaluation; local."""
+        """Keeps figures that are the same on all ranks, such as of an evaluation; local.
+
+        The time since the last step was that of the evaluation, and is no step's.
+        """
+        if not self._losses:
+            self._mark()
         if self._leads:
             self._keep({"step": steps, "time_s": time.perf_counter() - self._begun, **figures})
 

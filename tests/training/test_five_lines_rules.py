@@ -78,6 +78,28 @@ def test_an_overflow_anywhere_skips_the_step_everywhere() -> None:
             assert found == (True, 2.0**39, True), (fields, found)
 
 
+# ---- groups
+
+
+def beside_gloo(me: Rank) -> set[str]:
+    me.init(name="gloo")
+    ctx = pycomm.init(pycomm.Layout(clip=0.5), seed=7)
+    model = model_of(torch.float32)
+    model, _ = ctx.wrap(model, optimizer_of(model), loss=token_loss)
+    for inputs, targets in ctx.shard(rows_of(), ROWS):
+        ctx.step(model(inputs, targets))
+        break
+    groups = [ctx._groups.all, *(ctx.mesh.get_group(name) for name in ("pp", "dp", "tp"))]
+    names = {group._get_backend(torch.device("cpu")).name() for group in groups}
+    torch.distributed.destroy_process_group()
+    return names
+
+
+def test_a_default_group_of_another_backend_is_left_alone() -> None:
+    """As Ray Train makes one where it is told of no backend."""
+    assert run_ranks(beside_gloo, 2, init=False) == [{"pycomm"}] * 2
+
+
 # ---- what is refused
 
 
