@@ -72,11 +72,14 @@ DeviceWords::Ticket& DeviceWords::ticket_of(int rank, uint64_t number) const {
                                     index * kCacheLineBytes);
 }
 
+// A peer reads this rank's ticket of a call when it has published its own. So to have made the call
+// whose ticket will be written over is not enough: it must have begun the one after it.
 int DeviceWords::laggard(uint64_t ticket) const {
   if (ticket <= kDeviceTicketsMax) return -1;
+  const uint64_t begun = ticket - kDeviceTicketsMax + 1;
   for (int peer = 0; peer < world_size_; ++peer) {
-    const uint64_t last = ticket_of(peer, ticket).number.load(std::memory_order_acquire);
-    if (peer != rank_ && last + kDeviceTicketsMax < ticket) return peer;
+    const uint64_t last = ticket_of(peer, begun).number.load(std::memory_order_acquire);
+    if (peer != rank_ && last < begun) return peer;
   }
   return -1;
 }
@@ -97,8 +100,6 @@ std::optional<OpSignature> DeviceWords::published(int peer, uint64_t ticket) con
   for (size_t i = 0; i < words.size(); ++i) {
     words[i] = theirs.signature[i].load(std::memory_order_acquire);
   }
-  // It may be so far ahead by now that it has written over it; then it had seen ours.
-  if (theirs.number.load(std::memory_order_relaxed) != ticket) return {};
   return OpSignature::unpack(words);
 }
 

@@ -49,12 +49,12 @@ class DeviceWords {
   }
 
   // Tells peers what this rank's call number `ticket` is, from 1. Before that every peer must have
-  // made the call kDeviceTicketsMax before it: may_publish().
+  // done with the call kDeviceTicketsMax before it: may_publish().
   bool may_publish(uint64_t ticket) const { return laggard(ticket) < 0; }
   int laggard(uint64_t ticket) const;  // who has not; -1: nobody
   void publish(uint64_t ticket, const OpSignature& signature);
   // What `peer` has said of that call; nothing while it has not made it. Of two ranks that publish
-  // and then look, one at least sees the other.
+  // and then look, one at least sees the other. Before this rank publishes its next call.
   std::optional<OpSignature> published(int peer, uint64_t ticket) const;
 
   // This rank no longer maps what peers share with it.
