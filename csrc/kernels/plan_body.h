@@ -180,6 +180,7 @@ struct PlanBody {
     env.each_thread([&](int thread) {
       if (thread == 0) give_back(env, step.peer);
     });
+    env.barrier();  // other threads read in the next step what was raised
     return true;
   }
 
@@ -203,6 +204,7 @@ struct PlanBody {
       if (!awaits || thread >= step.operand_count || operands[thread] == group.rank) return;
       give_back(env, operands[thread]);
     });
+    env.barrier();
     return true;
   }
 
