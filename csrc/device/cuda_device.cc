@@ -127,6 +127,8 @@ Failure CudaDevice::check_driver(const char* call, int error) const {
           {}};
 }
 
+// Every call of the runtime is made inside: a thread that has not chosen a device is on the first
+// one, and would make a context there, for hundreds of MiB.
 int CudaDevice::enter() {
   int previous = facts_.index;
   cudaGetDevice(&previous);
@@ -185,6 +187,7 @@ Failure CudaDevice::create_event(bool timing, void** event) {
 }
 
 Failure CudaDevice::destroy_event(void* event) {
+  const DeviceScope scope(*this);
   return check("cudaEventDestroy", cudaEventDestroy(event_of(event)));
 }
 
@@ -199,14 +202,17 @@ Failure CudaDevice::wait_event(void* stream, void* event) {
 }
 
 DeviceProgress CudaDevice::query_event(void* event) {
+  const DeviceScope scope(*this);
   return progress_of(cudaEventQuery(event_of(event)));
 }
 
 Failure CudaDevice::synchronize_event(void* event) {
+  const DeviceScope scope(*this);
   return check("cudaEventSynchronize", cudaEventSynchronize(event_of(event)));
 }
 
 Failure CudaDevice::elapsed_ms(void* begin, void* end, float* ms) {
+  const DeviceScope scope(*this);
   return check("cudaEventElapsedTime", cudaEventElapsedTime(ms, event_of(begin), event_of(end)));
 }
 

@@ -180,6 +180,7 @@ Failure CudaDevice::allocate_pinned(size_t bytes, HostAllocation* out) {
 }
 
 Failure CudaDevice::release_pinned(const HostAllocation& allocation) {
+  const DeviceScope scope(*this);
   return check("cudaFreeHost", cudaFreeHost(allocation.host));
 }
 

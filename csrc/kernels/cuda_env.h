@@ -132,9 +132,13 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kBlocksPerProcessor)
 struct CudaLaunch {
   template <class Body>
   int exactly(const Body& body, size_t blocks, void* stream) const {
-    run_body<<<static_cast<unsigned>(blocks), Body::kThreads, 0,
-               static_cast<cudaStream_t>(stream)>>>(body);
-    return cudaGetLastError();
+    // Its own result: the error that the runtime keeps may be somebody else's.
+    void* arguments[] = {const_cast<Body*>(&body)};
+    const cudaError_t error = cudaLaunchKernel(
+        reinterpret_cast<const void*>(run_body<Body>), dim3(static_cast<unsigned>(blocks)),
+        dim3(Body::kThreads), arguments, 0, static_cast<cudaStream_t>(stream));
+    if (error != cudaSuccess) cudaGetLastError();  // must not be the next call's error
+    return error;
   }
   template <class Body>
   int operator()(const Body& body, size_t items, void* stream) const {
