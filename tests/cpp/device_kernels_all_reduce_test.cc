@@ -89,9 +89,10 @@ int launch(World& world, Call& call, int rank, uint64_t seed, uint32_t signature
   if (call.way == Way::one_shot) return launch_one_shot(task, threads, nullptr);
   if (call.way == Way::two_shot) return launch_two_shot(task, threads, nullptr);
   task.input = task.output = world.buffer(rank) + kBufferOffset;
-  std::memcpy(task.output, call.inputs[r].data(), call.inputs[r].size());
+  char* const inside = world.buffer(rank) + kBufferOffset;
+  std::copy_n(call.inputs[r].data(), call.inputs[r].size(), inside);
   const int error = launch_two_shot(task, threads, nullptr);
-  std::memcpy(call.output(rank), task.output, call.inputs[r].size());
+  std::copy_n(inside, call.inputs[r].size(), call.output(rank));
   return error;
 }
 

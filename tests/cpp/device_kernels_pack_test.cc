@@ -87,7 +87,7 @@ struct Memory {
       : memory((count + shift) * size_of(dtype)), data(memory.data() + shift * size_of(dtype)) {
     std::vector<char> bytes(count * size_of(dtype));
     kernels_data::fill(random, dtype, bytes);
-    std::memcpy(data, bytes.data(), bytes.size());
+    std::copy_n(bytes.data(), bytes.size(), data);
   }
 };
 
