@@ -131,7 +131,9 @@ def test_a_worker_that_comes_late_begins_where_the_others_are(server: dict[str, 
     results = run_ranks(comes_late, case.world_size, case, init=False)
     entered = [entered for entered, _ in results[2:]]
     assert entered[:2] == [0, 0]
-    assert 5 <= entered[2] <= 11
+    # Where the slowest of the others is, which in async may be anywhere.
+    low, high = {"sync": (5, 11), "ssp": (3, 13), "async": (0, 3 * STEPS)}[server["mode"]]
+    assert low <= entered[2] <= high
     for report in results[:2]:
         assert (report["joined"], report["left"]) == (3, 3)
         assert max(report["lead"]) <= server.get("staleness", 3 * STEPS)
@@ -143,7 +145,7 @@ def test_a_worker_that_comes_late_begins_where_the_others_are(server: dict[str, 
 
 
 def a_server_dies(me: Rank, case: Case, folder: str, at: int) -> Any:
-    """Server 1 is killed when it has made `at` updates."""
+    """Server 1 is killed when all workers have made `at` steps."""
     model = gpt()
     made = {"checkpoint": folder, "checkpoint_every": 2, **case.server}
     if me.rank == 1:
@@ -151,7 +153,7 @@ def a_server_dies(me: Rank, case: Case, folder: str, at: int) -> Any:
             model, SGD, store=me.store, index=1, servers=2, workers=case.workers, **made
         )
         with server:
-            while server.report()["updates"] < at:
+            while server.report()["clock"] < at:
                 assert not server.wait(0.001)
             server._saver.wait()
             die()
@@ -177,7 +179,7 @@ def goes_on(me: Rank, case: Case) -> Any:
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_killed_server_is_named_and_training_goes_on_from_its_checkpoint(mode, tmp_path) -> None:
     case = Case(2, 2, {"mode": mode})
-    results = run_ranks(a_server_dies, 4, case, str(tmp_path), 7, init=False, dies=[1])
+    results = run_ranks(a_server_dies, 4, case, str(tmp_path), 5, init=False, dies=[1])
     for text, ranks in results[2:]:
         assert text.startswith("parameter server 1: ")
         assert "pid" in text and "from their checkpoints" in text
