@@ -64,8 +64,8 @@ def prepare_text(
 
     Writes `out` and, beside it, `out`.tokenizer.json; each is there whole or not at all. The bytes
     of both are the same for any number of processes. The tokenizer is made from the text to train
-    on only. With processes > 1 the calling script needs `if __name__ == "__main__":`, as with all
-    of multiprocessing.
+    on only. Where Python does not fork (from 3.14 on), processes > 1 needs
+    `if __name__ == "__main__":` in the calling script, as with all of multiprocessing.
 
     Args:
         paths: UTF-8 files and folders, one or several. Each file is a document.
@@ -172,9 +172,9 @@ def _workers(processes: int) -> Iterator[Over[Any]]:
     with contextlib.ExitStack() as stack:
         pool: Any = None
         if processes > 1:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
-            pool = stack.enter_context(context.Pool(processes))
+            # In Python's own way, as DataLoader: before 3.14 a fork, which costs milliseconds where
+            # a new process costs an import of torch, as much as making 1 MB of text into tokens.
+            pool = stack.enter_context(multiprocessing.Pool(processes))
 
         def over(
             function: Callable[[Piece], T],
