@@ -59,7 +59,11 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
     if (const Failure why = group->set_up(rendezvous, kernels, cards, options.pool_bytes)) {
       group->stages_.reset();
       group->pool_.reset();
-      if (group->words_ && group->words_->broken()) keep_for_ever(group->words_);
+      if (group->words_ && group->words_->broken()) {
+        keep_for_ever(group->words_);
+      } else if (group->words_) {
+        group->words_->unregister();
+      }
       group->words_.reset();
       group->choice_ = {DeviceMode::host, why.text};
       log(LogLevel::warning, group->rank_,

@@ -265,6 +265,8 @@ DeviceGroup::~DeviceGroup() {
     keep_for_ever(words_);
     return;
   }
+  words_->unregister();
+  if (!pool_) return;  // set-up has thrown
   pool_->close_imported();
   words_->close();
   if (pool_->kind() == ShareKind::descriptor) return;

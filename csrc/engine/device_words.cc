@@ -40,7 +40,7 @@ DeviceWords::DeviceWords(Device& device, Mapping memory, int rank, int world_siz
   }
 }
 
-DeviceWords::~DeviceWords() { (void)device_.unregister_host(registered_); }
+void DeviceWords::unregister() { (void)device_.unregister_host(registered_); }
 
 bool DeviceWords::reached(const uint64_t* word, uint64_t value) {
   const uint64_t now =

@@ -9,7 +9,7 @@
 // reader, and the reader's stream sets it back.
 // break_up() releases every stream for good: it must be repeated, because a stream that goes on may
 // overwrite what was stored. Any thread; plain loads and stores only, but for the constructor and
-// the destructor.
+// unregister().
 #pragma once
 
 #include <atomic>
@@ -30,7 +30,9 @@ class DeviceWords {
   // `memory`: bytes_for() of it, zero at first. Throws CommError(system) when the device cannot
   // register it.
   DeviceWords(Device& device, Mapping memory, int rank, int world_size);
-  ~DeviceWords();
+  // When no stream of this rank uses them any more. Without it the memory stays registered, since
+  // whoever lets go of the words last may outlive the device.
+  void unregister();
   DeviceWords(const DeviceWords&) = delete;
   DeviceWords& operator=(const DeviceWords&) = delete;
 

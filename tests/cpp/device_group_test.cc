@@ -243,3 +243,16 @@ TEST("a group gives back all that it took of the device") {
     tensors.check("at the end");
   });
 }
+
+TEST("the engine may come to the end of operations when their group and device are gone") {
+  with_group({"shm"}, 2, [&](auto& engine, int rank) {
+    OperationPtr last;
+    {
+      Rank me(*engine, seeded(rank), small_pool());
+      Tensors tensors({Collective::broadcast, ReduceOp::sum, 1, 0}, rank, 2);
+      for (int k = 0; k < 200; ++k) last = me.launch(tensors.wanted());
+      must(me.device().synchronize(me.stream()));
+    }
+    engine->wait(*last, {});
+  });
+}

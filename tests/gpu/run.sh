@@ -1,16 +1,65 @@
 #!/usr/bin/env bash
-# Builds, checks and times everything CUDA on the machine it runs on. Needs nvcc, cmake, ninja (or make)
-# and a GPU; takes a few minutes. Writes gpu_kernels.json into OUT (default: build/gpu).
-set -euo pipefail
+# Builds, questions, checks and times everything CUDA on the machine it runs on, in under ten minutes.
+# Needs a GPU, nvcc, cmake and ninja (or make). Leaves in OUT (default: build/gpu): questions.txt,
+# gpu_kernels.json, gpu_ranks.json, sanitizer.txt, summary.json. What fails does not stop the rest; the
+# exit status says whether all passed.
+set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
-mkdir -p "$OUT" build/gpu
-cmake -S . -B build/gpu -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=ON > "$OUT/configure.log"
-cmake --build build/gpu -j "$(nproc)" --target gpu_kernels > "$OUT/build.log"
-build/gpu/gpu_kernels check
-build/gpu/gpu_kernels measure "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" |
-  tee "$OUT/gpu_kernels.json"
-if command -v compute-sanitizer > /dev/null; then
-  compute-sanitizer --error-exitcode 1 build/gpu/gpu_kernels check > "$OUT/sanitizer.txt" 2>&1 &&
-    tail -1 "$OUT/sanitizer.txt"
+if ! nvidia-smi -L > /dev/null 2>&1; then
+  echo "tests/gpu/run.sh needs an NVIDIA GPU and its driver: nvidia-smi -L lists none" >&2
+  exit 2
 fi
+if ! command -v nvcc > /dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+  echo "tests/gpu/run.sh needs nvcc: install the CUDA toolkit or set CUDA_HOME" >&2
+  exit 2
+fi
+mkdir -p "$OUT" build/gpu
+commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
+failed=()
+# step NAME SECONDS OUTPUT COMMAND...: runs it with its output in OUTPUT and here.
+step() {
+  local name=$1 seconds=$2 output=$3
+  shift 3
+  echo "== $name"
+  timeout -k 5 "$seconds" "$@" 2>&1 | tee "$output"
+  local status=${PIPESTATUS[0]}
+  [ "$status" = 0 ] || { failed+=("$name"); echo "== $name: FAILED with status $status"; }
+}
+# json NAME SECONDS OUTPUT COMMAND...: its standard output is a record.
+json() {
+  local name=$1 seconds=$2 output=$3
+  shift 3
+  echo "== $name"
+  timeout -k 5 "$seconds" "$@" > "$output" || { failed+=("$name"); echo "== $name: FAILED"; }
+  cat "$output"
+}
+
+generator=()
+command -v ninja > /dev/null && generator=(-G Ninja)
+cmake "${generator[@]}" -S . -B build/gpu -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=ON > "$OUT/configure.log" 2>&1 &&
+  cmake --build build/gpu -j "$(nproc)" --target gpu_kernels gpu_ranks > "$OUT/build.log" 2>&1 || {
+  tail -30 "$OUT/configure.log" "$OUT/build.log"
+  echo "the build failed" >&2
+  exit 1
+}
+step "questions" 90 "$OUT/questions.txt" build/gpu/gpu_ranks question
+step "kernels" 120 "$OUT/kernels.txt" build/gpu/gpu_kernels check
+step "ranks on one GPU" 150 "$OUT/ranks.txt" build/gpu/gpu_ranks check
+json "rates of kernels" 90 "$OUT/gpu_kernels.json" build/gpu/gpu_kernels measure "$commit"
+json "times of ranks on one GPU" 120 "$OUT/gpu_ranks.json" build/gpu/gpu_ranks measure "$commit"
+if command -v compute-sanitizer > /dev/null; then
+  step "compute-sanitizer" 180 "$OUT/sanitizer.txt" \
+    compute-sanitizer --error-exitcode 1 build/gpu/gpu_kernels check
+fi
+list=""
+for name in "${failed[@]}"; do list+="${list:+, }\"$name\""; done
+cat > "$OUT/summary.json" << RECORD
+{"commit": "$commit",
+ "hardware": "$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)",
+ "driver": "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)",
+ "gpus": $(nvidia-smi -L | wc -l),
+ "failed": [$list]}
+RECORD
+cat "$OUT/summary.json"
+[ ${#failed[@]} = 0 ]
