@@ -13,7 +13,8 @@ and one that takes them as inputs (by rows), so that one sum over the ranks ends
    of that vocabulary by columns, unless they share their weights.
 
 Everything else stays whole on every rank, which costs memory and time but is right: layer norms,
-position embeddings, fused projections of query, key and value, shared parameters. An attention's
+position embeddings, fused projections of query, key and value, shared parameters, and modules with
+a pair by name that have other parameters besides, such as norms of queries and keys. An attention's
 number of heads (heads, num_heads, n_head, n_heads, num_attention_heads, num_key_value_heads,
 n_kv_heads) becomes that of its rank. Each module with a pair is run once before and after, where it
 takes one tensor, and must give the same.
@@ -96,6 +97,9 @@ def find_plan(model: nn.Module, sequence: bool = False) -> Plan:
         columns, rows = _pair_in(module)
         if not columns or any(id(p) in shared for p in module.parameters()):
             continue
+        layers = [module.get_submodule(child) for child in (*columns, rows)]
+        if _count(module) > sum(_count(layer) for layer in layers):
+            continue  # a rank would find gradients of the rest for its own heads only
         plan.pairs.append(name)
         for child in columns:
             plan.styles[_join(name, child)] = ColwiseParallel()
@@ -165,6 +169,10 @@ def blocks_of(model: nn.Module) -> list[str]:
 def _shared(model: nn.Module) -> set[int]:
     counts = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     return {one for one, count in counts.items() if count > 1}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(1 for _ in module.parameters())
 
 
 def _join(name: str, child: str) -> str:
