@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from pycomm.data.sampler import Batches, ShardedSampler
 from pycomm.errors import UsageError
@@ -40,7 +46,8 @@ class ShardedLoader(DataLoader[T]):
     Batches come from the sampler, so batch_size, shuffle and drop_last are said there. An iteration
     that is left early is gone on with by the next. Workers are seeded from a generator of the
     loader's own, so that making an iterator draws nothing from torch's global one and a resumed run
-    sees the random numbers of one that never stopped.
+    sees the random numbers of one that never stopped. They draw other numbers on every rank and in
+    every epoch.
 
     Args:
         dataset: A map-style data set.
@@ -73,7 +80,8 @@ class ShardedLoader(DataLoader[T]):
         """Return a loader of one rank's share, with the data set and options of a plain one.
 
         Args:
-            loader: Of a map-style data set, with a batch size. It shuffles if its sampler does.
+            loader: Of a map-style data set, with a batch size. It shuffles if its sampler does,
+                which must be sequential, or shuffle all samples.
             rank: As ShardedSampler's.
             world_size: As ShardedSampler's.
             how: More of ShardedSampler's arguments. The batch size is the loader's, on each rank.
@@ -84,7 +92,7 @@ class ShardedLoader(DataLoader[T]):
                 "a length, expected DataLoader(dataset, batch_size=...) of a map-style data set"
             )
         how.setdefault("batch_size", loader.batch_size)
-        how.setdefault("shuffle", not isinstance(loader.sampler, SequentialSampler))
+        how.setdefault("shuffle", shuffles(loader, "ShardedLoader.like"))
         how.setdefault("uneven", "drop" if loader.drop_last else None)
         sampler = ShardedSampler(loader.dataset, rank, world_size, **how)
         options = {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
@@ -93,7 +101,7 @@ class ShardedLoader(DataLoader[T]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches that are left of the epoch, or those of the next epoch."""
         if self._own_generator is not None:
-            self._own_generator.manual_seed(self.shards.seed)
+            self._own_generator.manual_seed(self.shards.seed_of_draws())
         for batch in super().__iter__():
             self.shards.consume()
             yield batch
@@ -123,3 +131,36 @@ class ShardedLoader(DataLoader[T]):
     def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on from all ranks' states: see ShardedSampler.load_rank_states."""
         self.shards.load_rank_states(states)
+
+
+def shuffles(loader: DataLoader[Any], who: str) -> bool:
+    """Return whether a loader shuffles; local.
+
+    Args:
+        loader: A plain loader, or one with torch's DistributedSampler.
+        who: Whom an error names.
+
+    Raises:
+        UsageError: its sampler leaves samples out or repeats them: another one cannot take its
+            place.
+    """
+    sampler = loader.sampler
+    if loader.batch_size is not None or loader.batch_sampler is None:
+        if isinstance(sampler, SequentialSampler):
+            return False
+        if isinstance(sampler, DistributedSampler):
+            return bool(sampler.shuffle)
+        every = len(loader.dataset)  # type: ignore[arg-type]
+        if (
+            isinstance(sampler, RandomSampler)
+            and not sampler.replacement
+            and sampler.num_samples == every
+        ):
+            return True
+    else:
+        sampler = loader.batch_sampler
+    raise UsageError(
+        f"{who}: the loader has a {type(sampler).__name__}, whose choice of samples would be lost; "
+        "expected DataLoader(dataset, batch_size=..., shuffle=...); for some samples of a data set "
+        "give torch.utils.data.Subset(dataset, indices)"
+    )

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.utils.data import Sampler
 
 from pycomm.data import position
+from pycomm.data.order import hashes
 from pycomm.data.position import Course, Position
 from pycomm.data.shares import PARTITIONS, UNEVEN, Shares, deal
 from pycomm.errors import UsageError
@@ -92,6 +93,15 @@ class ShardedSampler(Sampler[int]):
     def seed(self) -> int:
         """What the order follows from, with the epoch."""
         return self._course.seed
+
+    def seed_of_draws(self) -> int:
+        """Return a seed for what is drawn from here on: another one on each rank and at each place.
+
+        Begins the next epoch after a whole one.
+        """
+        self._begin()
+        salts = self.seed, self.rank, self._at.epoch
+        return int(hashes(np.array([self._at.consumed]), *salts)[0] >> np.uint64(1))
 
     # ---- iteration
 

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from pycomm.data.loader import shuffles
+from pycomm.data.order import hashes
 from pycomm.errors import UsageError
+from pycomm.train.draws import seeded
 
 _EPOCHS_APART = 1_000_003  # so that seeds 1, 2, ... share no epoch's order
 
@@ -24,9 +28,12 @@ _EPOCHS_APART = 1_000_003  # so that seeds 1, 2, ... share no epoch's order
 class StepLoader:
     """Iterates over this replica's micro-batches, to the end of the epoch each time.
 
+    Random numbers that the dataset draws, from torch, NumPy or Python, depend on the seed and the
+    place of the micro-batch alone; these generators are left as they were.
+
     Args:
         loader: A DataLoader over a dataset with a length; what it was made with is kept, but its
-            sampler: shuffled or not is all that is taken over.
+            sampler, which must be sequential, or shuffle all samples.
         rows: Rows of one step's batch, over all replicas.
         micro_rows: Rows of one micro-step of one replica.
         replica: This replica, 0 and up.
@@ -52,7 +59,7 @@ class StepLoader:
         if not len(dataset):
             raise UsageError("shard: the dataset is empty")
         self._loader, self._samples = loader, len(dataset)
-        self._shuffled = isinstance(loader.sampler, RandomSampler)
+        self._shuffled = shuffles(loader, "shard")
         self.rows, self._micro_rows = rows, micro_rows
         self._replica, self._replicas, self._seed = replica, replicas, seed
         self.consumed = 0
@@ -81,23 +88,33 @@ class StepLoader:
             name: getattr(self._loader, name)
             for name in (
                 "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
-                "multiprocessing_context", "generator", "prefetch_factor",
+                "multiprocessing_context", "prefetch_factor",
             )
         }  # fmt: skip
-        micro_batches = DataLoader(
-            self._loader.dataset, batch_sampler=list(self._indices()), **options
-        )
-        for number, batch in enumerate(micro_batches, 1):
+        begins = list(self._begins())
+        batches = [
+            [self._sample(begin + row) for row in range(self._micro_rows)] for begin in begins
+        ]
+        options["generator"] = torch.Generator().manual_seed(self._draws(begins[0]))
+        micro_batches = iter(DataLoader(self._loader.dataset, batch_sampler=batches, **options))
+        for number, begin in enumerate(begins, 1):
+            # What a dataset draws must be the same on all ranks of a replica, and after a resume.
+            with seeded(self._draws(begin)):
+                batch = next(micro_batches)
             if number % self._micro_steps == 0:
                 self.consumed += self.rows
             yield batch
 
-    def _indices(self) -> Iterator[list[int]]:
+    def _begins(self) -> Iterator[int]:
+        """Places of the first rows of this replica's micro-batches to the end of the epoch."""
         for step in range(self._steps_left):
             for micro in range(self._micro_steps):
                 first = self.consumed + step * self.rows
-                first += (micro * self._replicas + self._replica) * self._micro_rows
-                yield [self._sample(place) for place in range(first, first + self._micro_rows)]
+                yield first + (micro * self._replicas + self._replica) * self._micro_rows
+
+    def _draws(self, begin: int) -> int:
+        """The seed of what is drawn while a micro-batch is made."""
+        return int(hashes(np.array([begin]), self._seed)[0] >> np.uint64(1))
 
     def _sample(self, place: int) -> int:
         epoch, index = divmod(place, self._samples)

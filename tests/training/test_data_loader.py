@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
+from pycomm import UsageError
 from pycomm.data import ShardedLoader, ShardedSampler
 
 
@@ -23,6 +31,13 @@ class Numbers(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
+
+
+class Draws(Numbers):
+    """Sample i is a random number."""
+
+    def __getitem__(self, index: int) -> int:
+        return int(torch.randint(1 << 30, ()))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -63,6 +78,40 @@ def test_a_loader_draws_nothing_from_torchs_generator() -> None:
     before = torch.get_rng_state()
     list(ShardedLoader(data, ShardedSampler(data, 0, 1, batch_size=3)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_workers_draw_other_numbers_on_every_rank_and_in_every_epoch() -> None:
+    def drawn(rank: int, epochs: int) -> list[int]:
+        data = Draws(12)
+        loader = ShardedLoader(data, ShardedSampler(data, rank, 2, batch_size=3), num_workers=1)
+        return [int(one) for _ in range(epochs) for batch in loader for one in batch]
+
+    first = drawn(0, 2)
+    assert len(first) == 12 and len(set(first + drawn(1, 2))) == 24
+    assert drawn(0, 2) == first
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SubsetRandomSampler([1, 2, 3]),
+        WeightedRandomSampler([1.0] * 8, 8),
+        RandomSampler(range(8), num_samples=4),
+        RandomSampler(range(8), replacement=True),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_sampler_that_chooses_samples_is_refused(sampler: Any) -> None:
+    plain = DataLoader(Numbers(8), 2, sampler=sampler)
+    with pytest.raises(UsageError, match=f"has a {type(sampler).__name__}, whose choice"):
+        ShardedLoader.like(plain, 0, 1)
+
+
+def test_torchs_distributed_sampler_is_taken_over() -> None:
+    for shuffle in (False, True):
+        sampler: Any = DistributedSampler(range(8), 2, 0, shuffle=shuffle)
+        one = ShardedLoader.like(DataLoader(Numbers(8), 4, sampler=sampler), 0, 1)
+        assert (torch.cat(list(one)).tolist() != list(range(8))) == shuffle
 
 
 def test_a_loader_like_a_plain_one_keeps_its_options() -> None:
