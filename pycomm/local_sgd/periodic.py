@@ -96,7 +96,7 @@ class Periodic:
         self.rounds = 0
         self._interval, self._delay, self._keep = sync_every // len(fragments), delay, keep
         self._group = own_group(process_group)
-        self._buffers = Flat([b for b in model.buffers() if b.is_floating_point()])
+        self._buffers = Flat([_as_real(b) for b in model.buffers() if _has_mean(b)])
         if self._group is not None:
             check_same_on_all(model, self._group, type(self).__name__)
             broadcast_from_first(model, self._group)
@@ -206,7 +206,10 @@ class Periodic:
         self._step = 0
 
     def _join_buffers(self, adding: int, adds: bool) -> None:
-        """Floating buffers become their mean, others their maximum. Collective, blocking."""
+        """Floating and complex buffers become their mean, others their maximum.
+
+        Collective, blocking.
+        """
         if self._group is None:
             return
         if self._buffers.tensors:
@@ -216,7 +219,7 @@ class Periodic:
             dist.all_reduce(mean, group=self._group)
             self._buffers.write(mean.div_(adding))
         for buffer in self.model.buffers():
-            if not buffer.is_floating_point():
+            if not _has_mean(buffer):
                 of_all = local(buffer).cpu()
                 dist.all_reduce(of_all, dist.ReduceOp.MAX, group=self._group)
                 local(buffer).copy_(of_all)
@@ -267,6 +270,15 @@ class Periodic:
     def bytes_sent(self) -> int:
         """Bytes of parameters that this rank has sent so far, without buffers and headers."""
         return sum(fragment.mean.bytes_sent for fragment in self._fragments)
+
+
+def _has_mean(buffer: Tensor) -> bool:
+    return buffer.is_floating_point() or buffer.is_complex()
+
+
+def _as_real(buffer: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, in its memory; others as they are."""
+    return torch.view_as_real(buffer) if buffer.is_complex() else buffer
 
 
 def own_group(given: dist.ProcessGroup | None) -> dist.ProcessGroup | None:

@@ -132,7 +132,7 @@ def test_with_one_step_and_plain_sgd_it_is_averaging_of_gradients_bit_for_bit() 
 
 
 class Uneven(nn.Module):
-    """With buffers of both kinds, a parameter that is never used, and one that is frozen."""
+    """With buffers of all kinds, a parameter that is never used, and one that is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,6 +140,7 @@ class Uneven(nn.Module):
         self.norm = nn.BatchNorm1d(4)
         self.unused = nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.register_buffer("rotation", torch.tensor([1j, 2 - 1j]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.layer(x)).square().sum() + self.layer.bias.sum()
@@ -167,6 +168,8 @@ def test_buffers_become_equal_and_unused_parameters_stay() -> None:
     named = dict(zip([n for n, _ in (*Uneven().named_parameters(),)], first, strict=False))
     assert torch.equal(named["unused"], torch.tensor([0.1, 0.2, 0.3]))
     assert torch.equal(named["frozen"], torch.ones(2))
+    buffers = dict(Uneven().named_buffers())
+    assert torch.equal(first[-len(buffers)], buffers["rotation"])
     assert first[-1].item() == 4  # num_batches_tracked of the rank that made most steps
     assert not torch.equal(means[1], other_means[1])  # between rounds each has its own
     assert torch.equal(means[2], other_means[2])
