@@ -53,22 +53,45 @@ class Saver:
         Newer ones are removed: they would be taken for parts of what is written from here on.
 
         Raises:
+            UsageError: there are checkpoints, but none of all servers, or of another number of
+                servers: they are left.
             CommError: a server did not come.
         """
         self._servers = servers
         mine = clocks_in(self.folder, self._index, servers)
+        self._refuse_others(mine)
         self._meeting.tell(f"saved{self._index}", mine)
-        common = set(mine)
+        every = {self._index: mine}
         for other in range(servers):
             if other != self._index:
                 why = f"server {other} of {servers} is absent"
-                common &= set(self._meeting.ask(f"saved{other}", why))
+                every[other] = self._meeting.ask(f"saved{other}", why)
+        common = set(mine).intersection(*every.values())
         self._whole = sorted(common)
         newest = max(common, default=-1)
+        # But for the first: a run may have ended before all servers had written theirs.
+        if newest < 0 and max(map(len, every.values())) > 1:
+            raise UsageError(
+                f"Server: {self.folder}: servers have checkpoints of these clocks, by server: "
+                f"{dict(sorted(every.items()))}, and none in common; give every server the folder "
+                "it had, or to begin anew other folders"
+            )
         for clock in mine:
             if clock > newest:
                 self._path(clock).unlink()
         return newest
+
+    def _refuse_others(self, mine: list[int]) -> None:
+        """A run of so many servers does not begin anew beside newer checkpoints of another."""
+        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        found = [tuple(map(int, match.groups())) for match in names if match]
+        newest = max(mine, default=-1)
+        others = {of for index, of, clock in found if index == self._index and clock > newest}
+        if others:
+            raise UsageError(
+                f"Server: {self.folder} has checkpoints of {min(others)} servers, here are "
+                f"servers={self._servers}; give as many, or another folder"
+            )
 
     def load(self, clock: int) -> dict[str, Any]:
         """One of them."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pycomm.errors import Aborted
+from pycomm.backend import shortened
+from pycomm.errors import Aborted, UsageError
 from pycomm.parameter_server.clocks import Clocks, Member
 from pycomm.parameter_server.packing import Packing
 
@@ -56,7 +57,10 @@ class Shard:
         clocks: Clocks,
     ) -> None:
         """Begins with the model's values. Local."""
-        self._packing = packing
+        self._pieces = [
+            [piece.name, piece.begin, piece.end, list(model[piece.name].shape)]
+            for piece in packing.pieces
+        ]
         self.values = torch.zeros(packing.size)
         views = packing.views(self.values)
         for view, given in zip(views, packing.slices(dict(model)), strict=True):
@@ -74,6 +78,7 @@ class Shard:
         self._scheduled = clocks.highest
         self._pushed: dict[int, tuple[Member, Push]] = {}  # of the step under way; sync
         self._closed = ""
+        self._error: BaseException | None = None  # of a step that a worker's leave completed
 
     # ---- workers come and go
 
@@ -89,10 +94,17 @@ class Shard:
             self._settle()
 
     def leave(self, member: Member) -> None:
-        """It has left or died. What it has pushed as a whole still counts."""
-        with self.changed:
+        """It has left or died. What it has pushed as a whole still counts.
+
+        An error in the step that others waited for on its account is raised where they wait.
+        """
+        with self.changed, torch.no_grad():
             self.clocks.leave(member)
-            self._settle()
+            try:
+                self._settle()
+            except BaseException as error:  # noqa: BLE001
+                self._error = error
+                self.changed.notify_all()
 
     def close(self, reason: str) -> None:
         """Ends every wait with this reason."""
@@ -140,8 +152,10 @@ class Shard:
 
     def _wait(self, ready: Callable[[], bool]) -> float:
         begin = time.monotonic()
-        while not self._closed and not ready():
+        while not self._closed and self._error is None and not ready():
             self.changed.wait(_TICK_S)
+        if self._error is not None:
+            raise self._error
         if self._closed:
             raise Aborted(self._closed)
         return time.monotonic() - begin
@@ -185,6 +199,7 @@ class Shard:
     def state(self) -> dict[str, Any]:
         """Everything that a server needs to go on; `values` and the optimizer's are not copied."""
         return {
+            "pieces": self._pieces,
             "scheduled": self._scheduled,
             "updates": self.updates,
             "values": self.values,
@@ -193,7 +208,18 @@ class Shard:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a state; before any worker comes. The clocks are the caller's."""
+        """Goes on from a state; before any worker comes. The clocks are the caller's.
+
+        Raises:
+            UsageError: it is of another model, or of other shards of it.
+        """
+        saved = state.get("pieces")
+        if saved != self._pieces:
+            raise UsageError(
+                f"parameter server: the checkpoint has pieces {shortened(str(saved))}, here they "
+                f"are {shortened(str(self._pieces))} (name, begin, end, shape of the parameter); "
+                "give the model and shards= that it was saved with, or another folder"
+            )
         self.values.copy_(state["values"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:

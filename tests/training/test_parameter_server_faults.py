@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 import torch
 from ranks import Died, Rank, run_ranks
 from reference_run import gpt, next_byte_loss, tokens_of
-from test_parameter_server import SGD, Case, parameters, same
+from test_parameter_server import SGD, Case, linear, parameters, same
+from torch import nn
 from torch.distributed import HashStore
 
-from pycomm import PeerFailure, UsageError
+from pycomm import CommError, PeerFailure, UsageError
 from pycomm.parameter_server import Server, Worker, load_parameters, pair
 
 STEPS = 12
@@ -221,6 +223,96 @@ def test_checkpoints_are_whole_or_absent_and_only_whole_sets_are_taken(tmp_path:
     assert train(1, tmp_path) == 3
     with pytest.raises(UsageError, match=r"at clock 7; whole ones are at \[3, 4\]"):
         load_parameters(tmp_path, 7)
+
+
+def saved_by(model: nn.Module, folder: Path, steps: int) -> None:
+    """Trains a model on a server that saves each step."""
+    store = HashStore()
+    with (
+        Server(model, SGD, store=store, checkpoint=folder, checkpoint_every=1),
+        Worker(model, store) as worker,
+    ):
+        for _ in range(steps):
+            model(torch.ones(1, 4)).sum().backward()
+            worker.step()
+
+
+def bottleneck(first: int, second: int) -> nn.Module:
+    """Two layers without biases; 4 to 4 by 8, or 8 to 8 by 4, have as many parameters."""
+    return nn.Sequential(nn.Linear(first, second, bias=False), nn.Linear(second, first, bias=False))
+
+
+def test_a_checkpoint_of_another_model_or_number_of_servers_is_refused(tmp_path: Path) -> None:
+    saved_by(bottleneck(4, 8), tmp_path, 2)
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="give the model and shards= that it was saved with"):
+        Server(bottleneck(8, 4), SGD, store=HashStore(), checkpoint=tmp_path)
+    with pytest.raises(UsageError, match="has checkpoints of 1 servers, here are servers=2"):
+        Server(bottleneck(4, 8), SGD, store=HashStore(), servers=2, checkpoint=tmp_path)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_servers_without_a_checkpoint_in_common_remove_none(tmp_path: Path) -> None:
+    for clock in (5, 10):
+        (tmp_path / f"server0of2-{clock:08d}.pt").write_bytes(b"")
+    store, texts = HashStore(), []
+
+    def make(index: int) -> None:
+        with pytest.raises(UsageError) as raised:
+            Server(linear(), SGD, store=store, index=index, servers=2, checkpoint=tmp_path)
+        texts.append(str(raised.value))
+
+    threads = [threading.Thread(target=make, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(texts) == 2 and all("by server: {0: [5, 10], 1: []}" in text for text in texts)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Refusing(torch.optim.SGD):
+    """An optimizer that takes no gradient that is not finite."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            if not all(torch.isfinite(p.grad).all() for p in group["params"]):
+                raise ValueError("a gradient is not finite")
+        return super().step(closure)
+
+
+def test_an_optimizers_error_in_a_step_that_a_death_completes_ends_all() -> None:
+    store, raised = HashStore(), []
+    server = Server(
+        nn.Linear(2, 2), functools.partial(Refusing, lr=0.1), store=store, workers=2
+    ).start()
+    workers: list[Worker] = []
+
+    def join() -> None:
+        workers.append(Worker(nn.Linear(2, 2), store, timeout_s=PATIENCE_S))
+
+    def step_badly() -> None:
+        for parameter in workers[0]._named.values():
+            parameter.grad = torch.full_like(parameter, torch.nan)
+        with pytest.raises(CommError, match="ValueError: a gradient is not finite") as error:
+            workers[0].step()
+        raised.append(error)
+
+    joining = [threading.Thread(target=join) for _ in range(2)]
+    for thread in joining:
+        thread.start()
+    for thread in joining:
+        thread.join()
+    stepping = threading.Thread(target=step_badly)
+    stepping.start()
+    while not server._shard._pushed:
+        time.sleep(0.01)
+    workers[1]._abandon("as if it had died")
+    stepping.join()
+    assert raised
+    with pytest.raises(ValueError, match="a gradient is not finite"):
+        server.wait(PATIENCE_S)
+    server.close()
 
 
 def test_a_full_disk_keeps_nobody_from_training_and_the_last_checkpoint_stays(
