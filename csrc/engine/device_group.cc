@@ -155,7 +155,7 @@ DevicePiece DeviceGroup::piece_of(const Call& call, size_t index) const {
   piece.begin = index * step;
   piece.count = std::min(step, call.work.count - std::min(call.work.count, piece.begin));
   piece.slot = call.operation ? static_cast<int>((call.first + index) % 2) : kCapturedSlot;
-  piece.result_slot = call.operation ? piece.slot : 0;
+  piece.result_slot = piece.slot;
   return piece;
 }
 
@@ -222,10 +222,10 @@ Failure DeviceGroup::hand_over(bool second, bool gives, bool gets, int other, vo
 
 // The values of words are part of a graph, so they cannot count: a word is 1 when its writer has
 // come there, and its reader sets it back to 0. It does so before it gives the writer the sign
-// after which the writer may come there again. Pieces go one after the other through a slot that
+// after which the writer may come there again. Pieces go one after the other through slots that
 // nothing else uses, and at the end of an operation nobody reads any slot: so graphs may be
-// replayed in any order, and between operations that were not captured, as long as it is the same
-// on all ranks.
+// replayed one after the other in any order, as long as it is the same on all ranks, and between or
+// beside operations that were not captured.
 Failure DeviceGroup::enqueue_captured(const Call& call, void* stream) {
   const int leader = call.work.led() ? call.work.leader : -1;
   const bool leads = leader == rank_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Device memory that all ranks on one GPU map: for each rank slots that it puts its input into, and
-// two that hold results, which lie with rank 0.
+// some that hold results, which lie with rank 0.
 //
 // Set up collectively: shared by file descriptor, or by IPC handle where that does not work, tried
 // by a round trip in which every rank reads what every other wrote. Otherwise as Device: any
@@ -15,8 +15,9 @@
 
 namespace pycomm {
 
-// In-slots of a rank: two for pieces in turn, one for captured work, see device_group.h.
-inline constexpr int kInSlots = 3, kResultSlots = 2, kCapturedSlot = 2;
+// Of a rank's input, and of results: two for pieces in turn, one for captured work, which may run
+// beside them; see device_group.h.
+inline constexpr int kInSlots = 3, kResultSlots = 3, kCapturedSlot = 2;
 
 class DevicePool {
  public:
