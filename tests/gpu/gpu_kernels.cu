@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Every kernel on a real GPU: `gpu_kernels check` compares each with the same body run by the CPU,
-// byte for byte; `gpu_kernels measure COMMIT` prints JSON: times, and rates beside a
-// device-to-device copy. Exits with 77 where there is no device, with 1 where something differs.
+// byte for byte, `gpu_kernels check alone` only those that wait for nobody; `gpu_kernels measure
+// COMMIT` prints JSON: times, and rates beside a device-to-device copy. Exits with 77 where there
+// is no device, with 1 where something differs.
 #include "gpu_memory.cuh"
 
 using namespace gpu;
@@ -19,13 +20,13 @@ int main(int argc, char** argv) {
         given ? static_cast<unsigned>(std::strtoul(given, nullptr, 10)) : 20261121;
     Tally tally;
     check_kernels(tally, seed);
-    check_peers(tally, seed);
+    if (argc < 3 || std::string(argv[2]) != "alone") check_peers(tally, seed);
     must(cudaDeviceSynchronize(), "the last kernel");
     std::printf("PYCOMM_TEST_SEED=%u: %d passed, %d failed\n", seed, tally.passed, tally.failed);
     return tally.failed != 0;
   }
   if (what != "measure") {
-    std::fprintf(stderr, "usage: gpu_kernels check | measure COMMIT\n");
+    std::fprintf(stderr, "usage: gpu_kernels check [alone] | measure COMMIT\n");
     return 2;
   }
   cudaDeviceProp device{};
