@@ -82,6 +82,7 @@ Failure DeviceGroup::set_up(DeviceRendezvous& rendezvous, const DeviceKernels& k
           DevicePool::connect(rendezvous, device_, *words_, rank_, cards, pool_bytes, &pool_)) {
     return why;
   }
+  (void)kernels.load_reduce();  // what cannot be loaded cannot be launched, which says so
   stages_ = std::make_unique<DeviceStages>(device_, kernels, *pool_, rank_, world_size_);
   return {};
 }

@@ -13,6 +13,7 @@ class CudaKernels final : public DeviceKernels {
   int reduce(const ReduceTask& task, void* stream) const override {
     return cuda::reduce(task, stream);
   }
+  int load_reduce() const override { return cuda::load_reduce(); }
   int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
     return cuda::all_reduce_one_shot(task, stream);
   }

@@ -10,4 +10,20 @@ int reduce(const ReduceTask& task, void* stream) {
   return launch_reduce(task, CudaLaunch{}, stream);
 }
 
+int load_reduce() {
+  for (int d = 0; d < kDTypeCount; ++d) {
+    for (const ReduceOp op : {ReduceOp::sum, ReduceOp::product}) {
+      const int error = with_format(op, static_cast<DType>(d), [&]<class Format>() -> int {
+        cudaFuncAttributes attributes{};  // to ask for them is to load it
+        return cudaFuncGetAttributes(&attributes,
+                                     reinterpret_cast<const void*>(run_body<ReduceBody<Format>>));
+      });
+      if (error == cudaSuccess) continue;
+      cudaGetLastError();  // must not be the next call's error
+      return error;
+    }
+  }
+  return kLaunched;
+}
+
 }  // namespace pycomm::cuda

@@ -34,6 +34,9 @@ class DeviceKernels {
   // copies are written in one pass, more copies in further passes, which read the target. Moves 16
   // bytes an access where all addresses are equally far from a multiple of 16.
   virtual int reduce(const ReduceTask& task, void* stream) const = 0;
+  // Loads what reduce() launches, on the current device. A kernel that its first launch has to load
+  // may wait for all streams of the process, and what they wait for may be this thread's to call.
+  virtual int load_reduce() const = 0;
 
   // All tensors of a bucket into it, or from it, in one launch: converted, multiplied by task.scale
   // in float32 (float64 in itself), rounded once, added to what is there if task.accumulate. Any of

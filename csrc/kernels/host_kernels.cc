@@ -39,6 +39,7 @@ class HostKernels final : public DeviceKernels {
   int reduce(const ReduceTask& task, void* stream) const override {
     return launch_reduce(task, HostLaunch{enqueue_}, stream);
   }
+  int load_reduce() const override { return kLaunched; }
   int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
     return launch_one_shot(task, HostLaunch{enqueue_}, stream);
   }
