@@ -102,6 +102,15 @@ class Meeting:
         """How many workers have one."""
         return int(self.store.add("joins", 0))
 
+    def all_come(self, workers: int) -> None:
+        """Blocks until so many workers have a number.
+
+        Raises:
+            CommError: they did not come in time.
+        """
+        why = f"fewer than workers={workers}, which begin together, have come"
+        wait_until(lambda: self.numbers() >= workers, self._timeout_s, why)
+
 
 def wait_until(ready: Callable[[], bool], timeout_s: float, why: str) -> None:
     """Looks again and again; blocks.
@@ -127,8 +136,12 @@ def open_store(store: str | Store | None, hosts: bool, timeout_s: float) -> Stor
                 "parameter server: no store is given and the environment has no "
                 f"{', no '.join(missing)}; start it with torchrun, or give store=, {_FORMS}"
             )
-        hosts = hosts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return open_store(address, hosts, timeout_s)
+        # The agent's store outlives the processes that it starts again.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return PrefixStore(f"attempt{attempt}", open_store(address, False, timeout_s))
     kind, _, rest = str(store).partition("://")
     host, _, port = rest.rpartition(":")
     if kind == "file" and rest:

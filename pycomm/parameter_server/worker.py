@@ -92,6 +92,7 @@ class Worker:
                 feeds = error_feedback and wire != "fp32"
                 self._links.append(Link(server, comm, pieces, wire, feeds))
             self._enter(number if rank is None else rank, WIRES.index(wire))
+            meeting.all_come(int(described["workers"]))
             self.pull()
         except BaseException as error:
             self._abandon(f"its worker could not join: {error}")
