@@ -75,7 +75,7 @@ def write(
         raise
     if together.rank == 0:
         try:
-            _prune(folder, keep, files)
+            _prune(folder, path, keep, files)
         except OSError as error:  # the checkpoint is there: no reason to end training
             warnings.warn(f"old checkpoints in {folder} are left there: {error}", stacklevel=2)
     return path
@@ -135,10 +135,16 @@ def _give_name(folder: Path, part: Path, manifest: dict[str, Any], files: Files)
     return path
 
 
-def _prune(folder: Path, keep: int | None, files: Files) -> None:
-    """Remove all but the newest `keep` checkpoints, the oldest first."""
+def _prune(folder: Path, written: Path, keep: int | None, files: Files) -> None:
+    """Remove all but the newest `keep` checkpoints up to the one written, the oldest first.
+
+    Those of later steps are broken, or of a course that was left for an earlier checkpoint. They
+    stay, and take no place from those of the course that goes on.
+    """
     found = names.found(folder)
-    for one in reversed(found[keep:] if keep is not None else []):
+    this = next(one for one in found if one.path == written)
+    course = [one for one in found if one <= this]
+    for one in reversed(course[keep:] if keep is not None else []):
         # Under another name first: a removal that is cut short must not leave half a checkpoint.
         gone = folder / f"{names.PART}{one.path.name}-{secrets.token_hex(4)}"
         files.rename(one.path, gone)

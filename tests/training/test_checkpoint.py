@@ -90,6 +90,17 @@ def test_training_that_goes_on_does_not_change_what_an_asynchronous_save_writes(
     torch.testing.assert_close(loaded["model"].state_dict(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_broken_or_abandoned_later_checkpoint_takes_no_place(tmp_path: Path, keep: int) -> None:
+    state = saved(tmp_path, 2, 9)
+    with Checkpointer(tmp_path, keep=keep, async_=False) as checkpointer:
+        checkpointer.load(state, 2)
+        for step in (3, 4, 5):
+            checkpointer.save(step, state)
+    kept = [f"step-{step:08d}" for step in (*(3, 4, 5)[-keep:], 9)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
 def test_the_newest_are_kept_and_any_of_them_can_be_loaded(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4, 6, 8, keep=3)
     assert sorted(os.listdir(tmp_path)) == [f"step-{step:08d}" for step in (4, 6, 8)]
