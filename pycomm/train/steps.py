@@ -52,6 +52,8 @@ class Steps:
         self._wrapped, self._optimizer = wrapped, optimizer
         self._layout, self._groups = layout, groups
         self._done = 0  # micro-steps of the step under way
+        self._was_called = False
+        self._first_call = wrapped.model.register_forward_pre_hook(self._note_call)
         self.norm: float | None = None
         self.scaler = LossScaler(groups.all) if layout.precision == "fp16" else None
         if self.scaler is not None and isinstance(wrapped.model, Pipeline):
@@ -69,8 +71,22 @@ class Steps:
             self.scheduler = LambdaLR(optimizer, schedule)
         self._expect_micro_step()
 
+    def _note_call(self, model: nn.Module, inputs: object) -> None:
+        self._was_called = True
+        self._first_call.remove()
+
     def backward(self, loss: Tensor) -> bool:
-        """Does the backward of a micro-step; returns whether it was the last of its step."""
+        """Does the backward of a micro-step; returns whether it was the last of its step.
+
+        Raises:
+            UsageError: the model that wrap returned was never called, so that gradients of this
+                loss would stay this rank's own.
+        """
+        if not self._was_called:
+            raise UsageError(
+                "step: the model that wrap returned was not called, so this loss is of another; "
+                "write model, optimizer = ctx.wrap(model, optimizer)"
+            )
         accumulate = self._layout.accumulate
         scaled = loss / accumulate if accumulate > 1 else loss
         if self.scaler is not None:

@@ -52,6 +52,25 @@ def test_mixed_precision_is_that_of_one_process_to_its_rounding(precision: str) 
             torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2, msg=str(fields))
 
 
+def losses_of_the_model_that_was_wrapped(me: Rank) -> tuple[str, bool]:
+    """As if wrap changed the model in place: what is said, and whether anything was trained."""
+    ctx = pycomm.init(pycomm.Layout(dp=me.world_size), seed=7)
+    model = model_of(torch.float32)
+    wrapped, _ = ctx.wrap(model, optimizer_of(model))
+    ((inputs, targets), *_) = ctx.shard(rows_of(), ROWS)
+    with pytest.raises(pycomm.UsageError) as refused:
+        ctx.step(token_loss(model(inputs), targets))
+    untouched = all(parameter.grad is None for parameter in model.parameters())
+    ctx.step(token_loss(wrapped(inputs), targets))
+    return str(refused.value), untouched
+
+
+def test_a_loss_of_the_model_that_was_given_to_wrap_is_refused() -> None:
+    for text, untouched in run_ranks(losses_of_the_model_that_was_wrapped, 2):
+        assert "model, optimizer = ctx.wrap(model, optimizer)" in text
+        assert untouched
+
+
 def after_an_overflow(me: Rank, fields: Mapping[str, Any]) -> tuple[bool, float, bool]:
     """One step whose loss scale overflows; then one that does not."""
     ctx = pycomm.init(pycomm.Layout(precision="fp16", **fields), seed=7)
