@@ -171,9 +171,9 @@ class Context:
         """Returns a loader of this rank's share of each batch; local.
 
         A step has the same samples whatever the layout: the batch_size of the loader is that of one
-        step over all ranks, and is cut into micro-steps and replicas. Its order has no end, so it is
-        for training: an evaluation loops over range(ctx.replica, len(dataset), ctx.layout.dp) and
-        adds with over_replicas().
+        step over all ranks, and is cut into micro-steps and replicas. Its order has no end, so
+        it is for training: an evaluation loops over range(ctx.replica, len(dataset), ctx.layout.dp)
+        and adds with over_replicas().
 
         Args:
             data: A DataLoader over a dataset with a length, or such a dataset, which is shuffled.
