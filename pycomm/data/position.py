@@ -23,7 +23,8 @@ from pycomm.errors import UsageError
 
 VERSION = 1
 # Epoch to what happened to it, in order: {"shares", "consumed"}: so many samples of each rank were
-# consumed, then the rest was shared out anew; {"carried"}: these ids of an earlier epoch came in.
+# consumed, then the rest was shared out anew; {"carried"}: these ids of an earlier epoch came in;
+# {"left"}: what was left went to the next epoch.
 Records = dict[int, list[dict[str, Any]]]
 
 
@@ -50,6 +51,9 @@ def left(course: Course, records: Records, epoch: int) -> Integers:
     for event in records.get(epoch, []):
         if "carried" in event:
             ids = np.concatenate([ids, np.array(event["carried"], dtype=np.int64)])
+            continue
+        if "left" in event:
+            ids = ids[:0]
             continue
         dealt = deal(ids, _shares_of(event["shares"]))
         keep = np.ones(len(ids), dtype=bool)
@@ -150,7 +154,14 @@ def _close(course: Course, shares: Shares, by_rank: dict[int, dict[str, Any]]) -
     begin = int(hindmost["epoch"])
     records = _records_of(hindmost)
     for epoch in range(begin, max(int(one["epoch"]) for one in by_rank.values()) + 1):
-        dealt = deal(left(course, records, epoch), shares)
+        ids = left(course, records, epoch)
+        dealt = deal(ids, shares)
+        passed = any(int(one["epoch"]) > epoch for one in by_rank.values())
+        if passed and len(ids) and not len(dealt.sizes) and shares.uneven == "spread":
+            # Too few for a step: the ranks in front took them along, as at_a_step does.
+            records.setdefault(epoch, []).append({"left": len(ids)})
+            records.setdefault(epoch + 1, []).append({"carried": ids.tolist()})
+            continue
         lengths = [int(length) for length in dealt.sizes.sum(axis=0)]
         consumed = []
         for rank in range(shares.world_size):
@@ -195,7 +206,7 @@ def at_a_step(course: Course, shares: Shares, rank: int, position: Position) -> 
 def _over(course: Course, records: Records, epoch: int) -> bool:
     """Whether all ranks had consumed all their shares when these were last put on record."""
     events = records.get(epoch, [])
-    if not events or "carried" in events[-1]:
+    if not events or "shares" not in events[-1]:
         return False
     ids = left(course, {epoch: events[:-1]}, epoch)
     lengths = deal(ids, _shares_of(events[-1]["shares"])).sizes.sum(axis=0)

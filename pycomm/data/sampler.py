@@ -77,8 +77,8 @@ class ShardedSampler(Sampler[int]):
         self._loaded = False
         self._at = Position(0, 0, {})
         self._take(self._at)
-        if len(self._dealt.sizes) == 0:
-            need = world_size if uneven == "spread" else sum(self.shares.batch_sizes())
+        need = sum(self.shares.batch_sizes()) if uneven == "drop" else world_size
+        if len(dataset) < need:
             raise UsageError(
                 f"ShardedSampler: {len(dataset)} samples do not make one step on {world_size} "
                 f"ranks with batch_size={batch_size} and uneven={uneven!r}; expected {need} or more"

@@ -94,7 +94,9 @@ def step_sizes(left: int, shares: Shares) -> Integers:
     """
     sizes = shares.batch_sizes()
     if shares.uneven == "join":
-        lengths = np.array(apportion(left, shares.weights), dtype=np.int64)
+        # Every rank has something in a fresh epoch, however small its weight is.
+        minimum = int(left >= shares.world_size)
+        lengths = np.array(apportion(left, shares.weights, minimum), dtype=np.int64)
         steps = -(-lengths.max() // shares.batch_size) if left else 0
         before = np.arange(steps, dtype=np.int64)[:, None] * shares.batch_size
         return np.asarray(np.clip(lengths[None, :] - before, 0, shares.batch_size), np.int64)
