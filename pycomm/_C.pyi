@@ -3,10 +3,11 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, device
 from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Backend as _TorchBackend
 from torch._C._distributed_c10d import Store
+from typing_extensions import CapsuleType
 
 class BackendOptions(_TorchBackend.Options):
     """Settings of one group. pycomm.Options is the face of it."""
@@ -22,6 +23,8 @@ class BackendOptions(_TorchBackend.Options):
     detect_timeout_ms: int
     timeout_ms: int
     check_plans: bool
+    blocking_wait: bool
+    device_mode: str
     flight_dir: str
     group_name: str  # type: ignore[assignment]
     def __init__(self) -> None: ...
@@ -41,6 +44,7 @@ class Backend(_TorchBackend):
     def close(self, reason: str, drain: bool) -> None: ...
     @property
     def options(self) -> BackendOptions: ...
+    def device_mode(self) -> str: ...
     def perform_nocolor_split(self, arg0: object) -> None: ...
     def comm_split_count(self) -> int: ...
     def flight_json(self) -> str: ...
@@ -181,4 +185,5 @@ def broadcast_tensors(
 def assign_buckets(
     parameters: list[tuple[int, str, int]], order: list[int], first_bytes: int, bucket_bytes: int
 ) -> list[list[int]]: ...
+def _serve_device(where: device, device: CapsuleType) -> None: ...
 def close_all(reason: str) -> None: ...

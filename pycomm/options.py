@@ -105,6 +105,12 @@ def _word(name: str, value: str) -> str:
     return value
 
 
+def _device_mode(name: str, value: str) -> str:
+    if value not in ("auto", "H", "S"):
+        raise UsageError(f"{name}={value!r}: expected auto, H or S")
+    return value
+
+
 def _level(name: str, value: str) -> str:
     if value not in ("error", "warning", "info", "debug"):
         raise UsageError(f"{name}={value!r}: expected error, warning, info or debug")
@@ -125,6 +131,8 @@ VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_TCP_CONNECTIONS": ("tcp_connections", _integer(1, 16)),
     "PYCOMM_SEGMENT_BYTES": ("segment_bytes", _integer(4096, 1 << 24)),
     "PYCOMM_CHECK_PLANS": ("check_plans", _flag),
+    "PYCOMM_DEVICE_MODE": ("device_mode", _device_mode),
+    "PYCOMM_BLOCKING_WAIT": ("blocking_wait", _flag),
     "PYCOMM_FLIGHT_DIR": ("flight_dir", _text),
     "PYCOMM_ARENA": (None, _flag),
     "PYCOMM_ARENA_BYTES": (None, _bytes),
@@ -167,6 +175,12 @@ class Options:
         segment_bytes: Bytes of one frame's payload, a multiple of 4096. Default by world size.
             PYCOMM_SEGMENT_BYTES.
         check_plans: Prove each algorithm before its first use. PYCOMM_CHECK_PLANS.
+        device_mode: How ranks exchange what is on their GPUs: "H" through memory of the host, "S"
+            by streams where they share one, "auto" for S where it can be. Default: H.
+            PYCOMM_DEVICE_MODE.
+        blocking_wait: Calls on a device's tensors return, synchronous ones at once and asynchronous
+            ones from wait(), when they are over, so that errors are raised where they happen;
+            otherwise only streams wait. PYCOMM_BLOCKING_WAIT.
         flight_dir: Folder in which a failure leaves the flight recorder's dump. PYCOMM_FLIGHT_DIR.
     """
 
@@ -183,6 +197,8 @@ class Options:
     tcp_connections: int | None = None
     segment_bytes: int | None = None
     check_plans: bool | None = None
+    device_mode: str | None = None
+    blocking_wait: bool | None = None
     flight_dir: str | None = None
 
     # DeviceMesh reads this of any pg_options it is given.

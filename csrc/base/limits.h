@@ -135,6 +135,16 @@ inline constexpr size_t kNapBytesMax = 64 * 1024;
 // A sleeper wakes this often to look at deadlines, failures and silent peers.
 inline constexpr auto kSleepSlice = 20ms;
 
+// A stream of a device that fills what is to be sent wakes nobody. It is looked for with a yield
+// each, so many times, then this often: a copy of 4 MiB over PCIe takes some 200 us.
+inline constexpr int kReadyYields = 200;
+inline constexpr auto kReadyNap = 50us;
+// Tensors of a device go through pinned memory of the host in pieces of this size, two at a time:
+// with a few such copies in flight PCIe is busy, and two blocks of a group stay far below 64 MiB.
+inline constexpr size_t kStagedPieceBytes = 4 * 1024 * 1024;
+// How long one who takes such memory down waits for the streams that may still use it.
+inline constexpr auto kStreamPatience = 2s;
+
 // Failure detection. Pings start after kPingAfter of waiting, then go every kPingEvery to the
 // awaited peers only.
 inline constexpr auto kPingAfter = 50ms;

@@ -147,12 +147,10 @@ Failure FakeDevice::record(void* event, void* stream) {
     return {};
   }
   recorded->capture = 0;
-  const uint64_t generation = ++recorded->recorded;
-  on->push(always([recorded, generation] {
-    recorded->at_ns = std::chrono::steady_clock::now().time_since_epoch().count();
-    uint64_t done = recorded->done.load();
-    while (done < generation && !recorded->done.compare_exchange_weak(done, generation)) {
-    }
+  recorded->latest = std::make_shared<FakeRecord>();
+  on->push(always([record = recorded->latest] {
+    record->at_ns = std::chrono::steady_clock::now().time_since_epoch().count();
+    record->done = true;
   }));
   return {};
 }
@@ -176,14 +174,14 @@ Failure FakeDevice::wait_event(void* stream, void* event) {
     on->capture->wait(on, *awaited);
     return {};
   }
-  const uint64_t generation = awaited->recorded;
-  if (on->capture && generation != 0) {
+  const auto record = awaited->latest;
+  if (on->capture && record) {
     on->capture->invalid = "a wait for an event from outside the capture";
     return failed("wait_event", *this, "dependency on uncaptured work in another stream");
   }
-  if (generation == 0) return {};
-  on->push([awaited, generation](const std::atomic<bool>& stopping) {
-    return fake_await(stopping, [&] { return awaited->done.load() >= generation; });
+  if (!record) return {};
+  on->push([record](const std::atomic<bool>& stopping) {
+    return fake_await(stopping, [&] { return record->done.load(); });
   });
   return {};
 }
@@ -194,30 +192,32 @@ DeviceProgress FakeDevice::query_event(void* event) {
   if (!asked || begin("query_event", Call::not_while_capturing) || asked->capture) {
     return DeviceProgress::failed;
   }
-  return asked->done.load() >= asked->recorded.load() ? DeviceProgress::done
-                                                      : DeviceProgress::pending;
+  const bool done = !asked->latest || asked->latest->done;
+  return done ? DeviceProgress::done : DeviceProgress::pending;
 }
 
 Failure FakeDevice::synchronize_event(void* event) {
-  std::shared_ptr<FakeEvent> awaited;
+  std::shared_ptr<FakeRecord> record;
   {
     const std::lock_guard lock(mutex_);
     if (Failure failure = begin("synchronize_event", Call::not_while_capturing)) return failure;
-    awaited = event_of(event);
+    const auto awaited = event_of(event);
     if (!awaited || awaited->capture) {
       return failed("synchronize_event", *this, "no such event, or one recorded in a capture");
     }
+    record = awaited->latest;
   }
+  if (!record) return {};
   const std::atomic<bool> never{false};
-  const uint64_t generation = awaited->recorded;
-  fake_await(never, [&] { return awaited->done.load() >= generation; });
+  fake_await(never, [&] { return record->done.load(); });
   return {};
 }
 
 Failure FakeDevice::elapsed_ms(void* begin_event, void* end_event, float* ms) {
   const std::lock_guard lock(mutex_);
   if (Failure failure = begin("elapsed_ms")) return failure;
-  const auto first = event_of(begin_event), last = event_of(end_event);
+  const auto begun = event_of(begin_event), ended = event_of(end_event);
+  const auto first = begun ? begun->latest : nullptr, last = ended ? ended->latest : nullptr;
   if (!first || !last || !first->done || !last->done) {
     return failed("elapsed_ms", *this, "an event that is not done");
   }

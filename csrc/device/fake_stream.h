@@ -29,9 +29,14 @@ using FakeTask = std::function<bool(const std::atomic<bool>& stopping)>;
 // Polls: yields at first, then sleeps. False when `stopping` came first.
 bool fake_await(const std::atomic<bool>& stopping, const std::function<bool()>& holds);
 
+// One record() of an event: those who wait for it do not care that the event is recorded again.
+struct FakeRecord {
+  std::atomic<bool> done{false};
+  std::atomic<int64_t> at_ns{0};  // when it was done
+};
+
 struct FakeEvent {
-  std::atomic<uint64_t> recorded{0}, done{0};
-  std::atomic<int64_t> at_ns{0};  // when it was last done
+  std::shared_ptr<FakeRecord> latest;  // null: never recorded; under the device's mutex
   // Under the device's mutex: the capture in which it was last recorded, 0 outside of any, and what
   // of each stream came before it there.
   uint64_t capture = 0;

@@ -204,6 +204,7 @@ void Engine::complete(Operation& operation, Failure why) {
 Failure Engine::execute(Operation& operation, WaitRole role) {
   Failure why = failure();
   try {
+    if (!why && !operation.ready()) why = await_ready(operation, role);
     if (!why) {
       if (operation.before) operation.before();
       why = operation.watched ? attend(operation, role)
@@ -265,7 +266,7 @@ Failure Engine::sleep_until_moved(const Operation& operation, Liveness::Vigil& v
   if (executor_.advance() == Executor::Progress::blocked) {
     why = executor_.find_contradiction() ? executor_.failure()
                                          : inspect(operation, executor_.awaited(), vigil);
-    if (!why) mesh_->waiter().sleep(ticket, kSleepSlice);
+    if (!why) mesh_->waiter().sleep(ticket, longest_sleep());
   }
   mesh_->waiter().disarm();
   return why;

@@ -119,12 +119,14 @@ class Engine {
   Failure attend(Operation& operation, WaitRole role);
   Failure inspect_device(const Operation& operation, Liveness::Vigil& vigil);
   bool release_streams();
+  Failure await_ready(const Operation& operation, WaitRole role);
   Failure sleep_until_moved(const Operation& operation, Liveness::Vigil& vigil);
   void need_progress_thread();
   void run_message(const OperationPtr& operation);
   bool pump_messages();
   Failure inspect(const Operation& operation, const std::vector<int>& awaited,
                   Liveness::Vigil& vigil);
+  std::chrono::nanoseconds longest_sleep();
   Failure inspect_messages(Liveness::Vigil& vigil);
   Failure has_left(int peer, const Liveness::Departure& departure) const;
   Failure timed_out(const Operation& operation, const std::vector<int>& awaited);

@@ -21,6 +21,7 @@ bool Operation::wait_finished(Deadline until) const {
 void Operation::finish(Failure why) {
   if (why) failure = std::move(why);
   const auto callback = std::move(on_finished);
+  if (done_word) std::atomic_ref(*done_word).store(done_value, std::memory_order_release);
   finished_.store(1, std::memory_order_seq_cst);
   if (waiters_.load(std::memory_order_seq_cst) != 0) futex_wake_all(finished_);
   // Captures keep the operation alive where it matters; nothing of it is touched after this call.

@@ -40,6 +40,15 @@ struct Operation {
   std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max();
   // Carried out by somebody else, who alone knows the memory; null: by the engine.
   std::shared_ptr<Watched> watched;
+  // Memory that a device's stream fills: nobody reads or writes `work` before the word has reached
+  // the value. The stream writes the word and wakes nobody. Null: the memory is ready.
+  uint64_t* ready_word = nullptr;
+  uint64_t ready_value = 0;
+  bool on_device = false;  // a DeviceOperation, see host_staging.h
+  // What tells the stream that `work` is its own again: written when the operation is finished,
+  // however it ended. Null: nobody asks.
+  uint64_t* done_word = nullptr;
+  uint64_t done_value = 0;
   // Run by the executing thread right before the first and right after the last step, for example
   // to pack a tensor that is not contiguous. May be empty.
   std::function<void()> before, after;
@@ -53,6 +62,11 @@ struct Operation {
   size_t record = kNotRecorded;  // index in the flight recorder
   Deadline deadline = Deadline::never();
 
+  bool ready() const {
+    if (!ready_word) return true;
+    const uint64_t now = std::atomic_ref(*ready_word).load(std::memory_order_acquire);
+    return static_cast<int64_t>(now - ready_value) >= 0;
+  }
   bool finished() const { return finished_.load(std::memory_order_acquire) != 0; }
   // False when the deadline passed first.
   bool wait_finished(Deadline until) const;

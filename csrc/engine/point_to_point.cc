@@ -83,6 +83,7 @@ bool PointToPoint::send_some(int peer, std::vector<OperationPtr>& finished) {
   while (!state.outgoing.empty()) {
     Outgoing& out = state.outgoing.front();
     const Operation& operation = *out.operation;
+    if (!operation.ready()) break;
     const size_t unit = segment_bytes(operation.dtype);
     const size_t total = operation.work[0].count * size_of(operation.dtype);
     const uint32_t segments = segments_of(total, unit);
@@ -259,6 +260,13 @@ bool PointToPoint::waits_for_any() {
   const std::lock_guard lock(mutex_);
   return std::any_of(receives_.begin(), receives_.end(),
                      [](const OperationPtr& one) { return one->peer == kAnySource; });
+}
+
+bool PointToPoint::awaits_ready() {
+  const std::lock_guard lock(mutex_);
+  return std::any_of(peers_.begin(), peers_.end(), [](const Peer& peer) {
+    return !peer.outgoing.empty() && !peer.outgoing.front().operation->ready();
+  });
 }
 
 std::vector<int> PointToPoint::awaited() {

@@ -38,6 +38,8 @@ class PointToPoint {
   std::vector<int> awaited();
   std::shared_ptr<Operation> expired();
   bool waits_for_any();
+  // Whether a message that is the next to leave is not ready yet, see Operation.
+  bool awaits_ready();
   // A pending operation that needs `peer`, or null.
   std::shared_ptr<Operation> needs(int peer);
 

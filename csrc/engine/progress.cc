@@ -95,6 +95,35 @@ void Engine::fail_messages() {
   for (const auto& operation : messages_.take_all()) complete(*operation, why);
 }
 
+// The stream that fills the operation's memory wakes nobody, so this thread looks. For peers this
+// rank has not come to the operation yet.
+Failure Engine::await_ready(const Operation& operation, WaitRole role) {
+  const auto deadline = Deadline::after(operation.timeout);
+  for (int looks = 0; !operation.ready(); ++looks) {
+    if (failed_.load(std::memory_order_acquire)) return failure();
+    if (role == WaitRole::progress && messages_.pending() && pump_messages()) looks = 0;
+    if (looks < kReadyYields) {
+      std::this_thread::yield();
+    } else if (deadline.expired()) {
+      return {FailureKind::timeout,
+              str("timeout after ", std::chrono::duration<double>(operation.timeout).count(),
+                  " s; the stream of this rank's device has not come to it: what was put on the "
+                  "stream before is still running"),
+              {mesh_->rank()}};
+    } else {
+      std::this_thread::sleep_for(kReadyNap);
+    }
+  }
+  return {};
+}
+
+// How long one who has nothing to move may sleep: a stream that fills what is to be sent wakes
+// nobody.
+std::chrono::nanoseconds Engine::longest_sleep() {
+  if (messages_.awaits_ready()) return kReadyNap;
+  return kSleepSlice;
+}
+
 Failure Engine::inspect_messages(Liveness::Vigil& vigil) {
   if (failed_.load(std::memory_order_acquire)) return failure();
   auto awaited = messages_.awaited();
@@ -159,7 +188,7 @@ void Engine::run_message(const OperationPtr& operation) {
         fail(why, false);
         fail_messages();
       } else {
-        mesh_->waiter().sleep(ticket, kSleepSlice);
+        mesh_->waiter().sleep(ticket, longest_sleep());
       }
     }
     mesh_->waiter().disarm();
@@ -264,7 +293,7 @@ void Engine::drive_messages() {
         if (why) {
           fail(why, false);
         } else {
-          mesh_->waiter().sleep(ticket, kSleepSlice);
+          mesh_->waiter().sleep(ticket, longest_sleep());
         }
       }
       mesh_->waiter().disarm();

@@ -76,6 +76,11 @@ Backend::~Backend() {
   } else {
     close("its process group object was dropped", false);
   }
+  // Works may hold the lane for longer than the engine lives.
+  if (lane_) {
+    const std::lock_guard lock(lane_->mutex());
+    lane_->group().reset();
+  }
   const std::lock_guard lock(abort_hooks_->mutex);
   abort_hooks_->by_id.clear();
 }
@@ -116,28 +121,39 @@ c10d::ErrorType Backend::getError() {
   }
 }
 
+// The profiler's event and the hooks hang on a Work, so for them even synchronous calls make one.
+bool Backend::needs_work() const {
+  return at::hasCallbacks() || completions_->wanted() || coalescing_threads_;
+}
+
+c10::intrusive_ptr<Work> Backend::make_work(const Call& call, const Operation& first,
+                                            const Tensors& inputs, Tensors outputs,
+                                            std::optional<CommsTrace>& trace) {
+  std::optional<std::vector<at::Tensor>> recorded;
+  if (at::hasCallbacks()) {
+    recorded = inputs;
+    trace.emplace(TracedCall{getGroupUid(), getGroupDesc(), getRank(), getSize(),
+                             call.title + sizeof("pycomm:") - 1,
+                             static_cast<int64_t>(engine_->sequence()) + 1, is_message(first),
+                             call.async, call.input_splits, call.output_splits},
+                  inputs, outputs);
+  }
+  return c10::make_intrusive<Work>(completions_, getRank(), getSize(), call.type, call.title,
+                                   recorded, std::move(outputs));
+}
+
 Backend::WorkPtr Backend::launch(const Call& call,
                                  std::vector<std::shared_ptr<Operation>> operations,
                                  const Tensors& inputs, Tensors outputs) {
-  // The profiler's event and the hooks hang on a Work, so for them even synchronous calls make one.
-  const bool profiled = at::hasCallbacks();
-  if (!call.async && !profiled && !completions_->wanted() && !coalescing_threads_) {
+  if (operations.front()->on_device) {
+    return launch_on_device(call, std::move(operations), inputs, std::move(outputs));
+  }
+  if (!call.async && !needs_work()) {
     for (const auto& operation : operations) engine_->run(operation);
     return nullptr;
   }
   std::optional<CommsTrace> trace;
-  std::optional<std::vector<at::Tensor>> recorded;
-  if (profiled) {
-    recorded = inputs;
-    trace.emplace(
-        TracedCall{getGroupUid(), getGroupDesc(), getRank(), getSize(),
-                   call.title + sizeof("pycomm:") - 1,
-                   static_cast<int64_t>(engine_->sequence()) + 1, is_message(*operations.front()),
-                   call.async, call.input_splits, call.output_splits},
-        inputs, outputs);
-  }
-  auto work = c10::make_intrusive<Work>(completions_, getRank(), getSize(), call.type, call.title,
-                                        recorded, std::move(outputs));
+  auto work = make_work(call, *operations.front(), inputs, std::move(outputs), trace);
   if (inputs.size()) work->hold(inputs);
   Work::submit(work, engine_, std::move(operations));
   if (coalescing_threads_) join_if_coalescing(work);
@@ -221,7 +237,14 @@ Backend::WorkPtr Backend::recvAnysource(Tensors& tensors, int tag) {
 Backend::WorkPtr Backend::barrier(const c10d::BarrierOptions& opts) {
   const SequenceSlot slot(*this);
   OperationBuilder builder(Collective::barrier, opts.timeout);
-  return launch({c10d::OpType::BARRIER, "pycomm:barrier", opts.asyncOp}, builder, {}, {});
+  std::vector<std::shared_ptr<Operation>> operations{builder.take(getRank())};
+  // torch does not say whether it means the host or a device, so it is for both.
+  if (const auto lane = lane_if_any()) {
+    const std::lock_guard lock(lane->mutex());
+    lane->gate(*operations.front());
+  }
+  return launch({c10d::OpType::BARRIER, "pycomm:barrier", opts.asyncOp}, std::move(operations), {},
+                {});
 }
 
 void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) {

@@ -21,7 +21,9 @@
 
 #include "engine/engine.h"
 #include "torch/arena_allocator.h"
+#include "torch/comms_trace.h"
 #include "torch/completions.h"
+#include "torch/device_lane.h"
 #include "torch/monitored_barrier.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
@@ -38,6 +40,12 @@ struct BackendOptions final : c10d::Backend::Options {
 #endif
   MeshOptions mesh;
   EngineOptions engine;
+  // Work::wait() of an operation on a device returns when it is over, and so does a synchronous
+  // call.
+  bool blocking_wait = false;
+  // How ranks work together on their devices: 'H' or 'S', or 0 for what fits, see
+  // engine/device_mode.h.
+  char device_mode = 'H';
 };
 
 class Backend;
@@ -159,6 +167,10 @@ class Backend final : public c10d::Backend {
   void unregisterCompletionHook(int64_t id) override { completions_->remove_hook(id); }
 #endif
 
+  void eagerConnectSingleDevice(at::Device device) override;
+  // "S: 4 ranks share GPU-...", and what it takes; empty before the first collective on a device.
+  std::string device_mode();
+
   // CPU memory that peers of this host can map, see torch/arena_allocator.h.
   bool supportsTensorAlloc(c10::DeviceIndex device) override { return device < 0; }
   at::Tensor allocateTensor(long count, at::TensorOptions options) override;
@@ -192,6 +204,15 @@ class Backend final : public c10d::Backend {
                  const Tensors& inputs, Tensors outputs);
   WorkPtr launch(const Call& call, OperationBuilder& builder, const Tensors& inputs,
                  Tensors outputs);
+  // On tensors of a device: device_calls.cc.
+  WorkPtr launch_on_device(const Call& call, std::vector<std::shared_ptr<Operation>> operations,
+                           const Tensors& inputs, Tensors outputs);
+  bool needs_work() const;
+  c10::intrusive_ptr<Work> make_work(const Call& call, const Operation& first,
+                                     const Tensors& inputs, Tensors outputs,
+                                     std::optional<CommsTrace>& trace);
+  std::shared_ptr<DeviceLane> lane_for(const std::string& call, c10::Device where);
+  std::shared_ptr<DeviceLane> lane_if_any();
   void join_if_coalescing(const WorkPtr& work);
   BackendPtr make_child(const StorePtr& store, int rank, int world_size, const OptionsPtr& opts);
   std::shared_ptr<Operation> all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
@@ -211,6 +232,9 @@ class Backend final : public c10d::Backend {
   std::mutex coalescing_mutex_;
   std::map<std::thread::id, std::vector<WorkPtr>> coalescing_;  // by the thread that started it
   std::atomic<size_t> coalescing_threads_{0};
+
+  std::mutex lane_mutex_;
+  std::shared_ptr<DeviceLane> lane_;  // of the one device of this rank in this group
 
   std::mutex monitored_mutex_;
   uint64_t monitored_at_ = 0;  // the sequence number before the last monitored barrier

@@ -50,20 +50,28 @@ std::vector<at::Tensor> JoinedWork::result() {
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> JoinedWork::getFuture() {
-  const auto joined =
-      c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+  std::vector<c10::intrusive_ptr<c10::ivalue::Future>> futures;
+  std::vector<c10::Device> devices;
+  for (const auto& part : parts_) {
+    futures.push_back(part->getFuture());
+    const auto& more = futures.back()->devices();
+    devices.insert(devices.end(), more.begin(), more.end());
+  }
+  const auto joined = c10::make_intrusive<c10::ivalue::Future>(
+      c10::ListType::create(c10::TensorType::get()), devices);
   if (parts_.empty()) {
     joined->markCompleted(c10::IValue(std::vector<at::Tensor>{}));
     return joined;
   }
   const auto left = std::make_shared<std::atomic<size_t>>(parts_.size());
   const auto self = c10::intrusive_ptr<JoinedWork>::reclaim_copy(this);
-  for (const auto& part : parts_) {
-    part->getFuture()->addCallback([self, joined, left](c10::ivalue::Future&) {
+  for (const auto& future : futures) {
+    future->addCallback([self, joined, left, futures](c10::ivalue::Future&) {
       if (left->fetch_sub(1) != 1) return;
       if (const auto error = self->exception()) {
         joined->setError(error);
       } else {
+        for (const auto& one : futures) one->wait();  // all are complete: their streams
         joined->markCompleted(c10::IValue(self->result()));
       }
     });

@@ -20,6 +20,9 @@ class JoinedWork final : public c10d::Work {
   std::exception_ptr exception() const override;
   // `timeout` holds for all of them together.
   bool wait(std::chrono::milliseconds timeout) override;
+  void synchronize() override {
+    for (const auto& part : parts_) part->synchronize();
+  }
   void blockCurrentStream() override { wait(kNoTimeout); }
   std::vector<at::Tensor> result() override;
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;

@@ -10,6 +10,7 @@
 #include "torch/bucket_bindings.h"
 #include "torch/codecs.h"
 #include "torch/communicator.h"
+#include "torch/device_registry.h"
 #include "torch/doctor.h"
 #include "torch/errors.h"
 #include "torch/kernels.h"
@@ -83,6 +84,19 @@ void bind_options(py::module_& m) {
           "check_plans", [](const BackendOptions& o) { return o.engine.check_plans; },
           [](BackendOptions& o, bool v) { o.engine.check_plans = v; })
       .def_property(
+          "blocking_wait", [](const BackendOptions& o) { return o.blocking_wait; },
+          [](BackendOptions& o, bool v) { o.blocking_wait = v; })
+      .def_property(
+          "device_mode",
+          [](const BackendOptions& o) {
+            return o.device_mode ? std::string(1, o.device_mode) : std::string("auto");
+          },
+          [](BackendOptions& o, const std::string& v) {
+            PYCOMM_USAGE(v == "auto" || v == "H" || v == "S", "device_mode: got \"", v,
+                         "\", expected auto, H or S");
+            o.device_mode = v == "auto" ? 0 : v[0];
+          })
+      .def_property(
           "flight_dir", [](const BackendOptions& o) { return o.engine.flight_dir; },
           [](BackendOptions& o, std::string v) { o.engine.flight_dir = std::move(v); })
       .def_property(
@@ -108,6 +122,7 @@ void bind_backend(py::module_& m) {
            py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("options"))
       .def("close", &Backend::close, py::arg("reason"), py::arg("drain"), release)
       .def_property_readonly("options", &Backend::options)
+      .def("device_mode", &Backend::device_mode, release)
       .def("perform_nocolor_split", [](Backend&, const py::object&) {})
       .def("comm_split_count", &Backend::split_count)
       .def(
@@ -190,6 +205,7 @@ PYBIND11_MODULE(_C, m) {
   pycomm::bind_codecs(m);
   pycomm::bind_communicator(m.ptr());
   pycomm::bind_arena(m);
+  pycomm::bind_devices(m);
   pycomm::bind_buckets(m);
   m.def("build_info", &pycomm::build_info);
   m.def("close_all", &pycomm::Backend::close_all, py::arg("reason"),

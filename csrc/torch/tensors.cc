@@ -11,6 +11,7 @@
 
 #include "kernels/reduce.h"
 #include "torch/arena_allocator.h"
+#include "torch/device_registry.h"
 
 namespace pycomm {
 namespace {
@@ -121,8 +122,10 @@ void check_tensor(Collective collective, const at::Tensor& tensor) {
                ": got an undefined tensor, expected a dense CPU tensor");
   PYCOMM_USAGE(tensor.layout() == at::kStrided, name_of(collective), ": got a tensor of layout ",
                tensor.layout(), ", expected a dense one; call to_dense() first");
-  PYCOMM_USAGE(tensor.device().is_cpu(), name_of(collective), ": got ", describe(tensor),
-               ", expected a tensor on cpu; move it with .cpu(), or give this group another "
+  PYCOMM_USAGE(tensor.device().is_cpu() || served_device(tensor.device()), name_of(collective),
+               ": got ", describe(tensor), ", expected a tensor on cpu",
+               serves(c10::DeviceType::CUDA) ? " or cuda" : "",
+               "; move it with .cpu(), or give this group another "
                "backend for that device, such as init_process_group(\"cpu:pycomm,cuda:nccl\")");
   dtype_of(collective, tensor);
 }
@@ -172,11 +175,17 @@ void OperationBuilder::set_op(const c10d::ReduceOp& op, const at::Tensor& exampl
 
 std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, bool writes) {
   const auto dtype = dtype_of(operation_->collective, tensor);
-  if (first_) operation_->dtype = dtype;
+  if (first_) {
+    operation_->dtype = dtype;
+    device_ = tensor.device();
+  }
   first_ = false;
+  PYCOMM_USAGE(tensor.device() == device_, name_of(operation_->collective), ": got tensors on ",
+               device_, " and on ", tensor.device(), ", expected one device; move one of them");
+  use_ = {reads, writes};
   const bool plain = tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
   // Scaling must not touch an input that the caller keeps.
-  const bool keep = factor_ && reads && !writes;
+  const bool keep = factor_ && reads && !writes && device_.is_cpu();
   at::Tensor memory = tensor;
   PYCOMM_USAGE(!writes || at::has_internal_overlap(tensor) != at::MemOverlap::Yes,
                name_of(operation_->collective), ": got an output ", describe(tensor),
@@ -186,7 +195,7 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
   if (!plain || keep) {
     const auto bare = tensor.detach();
     // What peers can reach stays within their reach.
-    memory = in_arena(tensor)
+    memory = device_.is_cpu() && in_arena(tensor)
                  ? arena_tensor(tensor.numel(), tensor.options()).view(tensor.sizes())
                  : at::empty(tensor.sizes(),
                              tensor.options().memory_format(at::MemoryFormat::Contiguous));
@@ -194,13 +203,20 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
     if (writes) unpack_.push_back({bare, memory});
   }
   auto* data = static_cast<std::byte*>(memory.data_ptr());
-  if (factor_ && reads) scaled_.push_back({data, static_cast<size_t>(tensor.numel())});
+  if (factor_ && reads && device_.is_cpu()) {
+    scaled_.push_back({data, static_cast<size_t>(tensor.numel())});
+  }
   return data;
+}
+
+void OperationBuilder::push_back(std::byte* data, size_t count) {
+  operation_->work.push_back({data, count});
+  if (!device_.is_cpu()) uses_.push_back(use_);
 }
 
 void OperationBuilder::add(const at::Tensor& tensor, bool reads, bool writes) {
   auto* data = memory_of(tensor, reads, writes);
-  operation_->work.push_back({data, static_cast<size_t>(tensor.numel())});
+  push_back(data, static_cast<size_t>(tensor.numel()));
 }
 
 void OperationBuilder::add_split(const at::Tensor& tensor, int parts, bool reads, bool writes) {
@@ -208,7 +224,7 @@ void OperationBuilder::add_split(const at::Tensor& tensor, int parts, bool reads
   const auto each = static_cast<size_t>(tensor.numel() / parts);
   for (int i = 0; i < parts; ++i) {
     const size_t begin = each * static_cast<size_t>(i) * size_of(operation_->dtype);
-    operation_->work.push_back({data + begin, each});
+    push_back(data + begin, each);
   }
 }
 
@@ -238,16 +254,45 @@ void OperationBuilder::add_split(const at::Tensor& tensor, const std::vector<int
   const auto row = rows ? static_cast<size_t>(tensor.numel() / rows) : 0;
   for (const auto size : sizes) {
     const size_t count = static_cast<size_t>(size) * row;
-    operation_->work.push_back({data, count});
+    push_back(data, count);
     data += count * size_of(operation_->dtype);
   }
 }
 
 void OperationBuilder::add_empty(int count) {
   operation_->work.add_empty(static_cast<size_t>(count));
+  uses_.resize(static_cast<size_t>(count));
+}
+
+// Every region gets memory of its own on the host, so overlaps need no care; outputs that share
+// memory are refused as ever.
+std::shared_ptr<Operation> OperationBuilder::take_from_device(int rank) {
+  auto made = std::make_shared<DeviceTensors>(device_);
+  made->collective = operation_->collective;
+  made->op = operation_->op;
+  made->dtype = operation_->dtype;
+  made->root = operation_->root;
+  made->peer = operation_->peer;
+  made->wire = operation_->wire;
+  made->timeout = operation_->timeout;
+  made->work = operation_->work;
+  (void)separate_overlaps(*operation_, rank);
+  made->uses = std::move(uses_);
+  made->factor = factor_;
+  const c10::InferenceMode guard;
+  for (const auto& one : pack_) one.temporary.copy_(one.tensor);
+  made->packed = std::move(pack_);
+  made->unpacked = std::move(unpack_);
+  return made;
+}
+
+void DeviceTensors::unpack() const {
+  const c10::InferenceMode guard;
+  for (const auto& one : unpacked) one.tensor.copy_(one.temporary);
 }
 
 std::shared_ptr<Operation> OperationBuilder::take(int rank) {
+  if (!device_.is_cpu()) return take_from_device(rank);
   auto moved = separate_overlaps(*operation_, rank);
   if (!pack_.empty() || !scaled_.empty() || !moved.empty()) {
     operation_->before = [pack = std::move(pack_), scaled = std::move(scaled_), factor = factor_,

@@ -14,12 +14,26 @@
 #include <torch/csrc/distributed/c10d/Types.hpp>
 #include <vector>
 
+#include "engine/host_staging.h"
 #include "engine/operation.h"
 #include "torch/call_checks.h"
 
 namespace pycomm {
 
-// Collects what one call needs; take() gives the finished operation.
+// What take() makes of tensors on a device. What is not contiguous has been packed there, on the
+// current stream; unpack() gives results back, on the stream that is current then.
+struct DeviceTensors final : DeviceOperation {
+  explicit DeviceTensors(c10::Device at) : where(at) {}
+  const c10::Device where;
+  struct Staged {
+    at::Tensor tensor, temporary;
+  };
+  std::vector<Staged> packed, unpacked;
+  void unpack() const;
+};
+
+// Collects what one call needs; take() gives the finished operation: a DeviceTensors where the
+// tensors are on a device.
 class OperationBuilder {
  public:
   OperationBuilder(Collective collective, std::chrono::milliseconds timeout);
@@ -42,9 +56,9 @@ class OperationBuilder {
   std::shared_ptr<Operation> take(int rank);
 
  private:
-  struct Staged {
-    at::Tensor tensor, temporary;
-  };
+  using Staged = DeviceTensors::Staged;
+  std::shared_ptr<Operation> take_from_device(int rank);
+  void push_back(std::byte* data, size_t count);
   std::byte* memory_of(const at::Tensor& tensor, bool reads, bool writes);
 
   std::shared_ptr<Operation> operation_;
@@ -52,9 +66,13 @@ class OperationBuilder {
   std::vector<Region> scaled_;
   std::optional<double> factor_;
   bool first_ = true;
+  c10::Device device_ = c10::kCPU;
+  DeviceOperation::Use use_;                // of the tensor at hand
+  std::vector<DeviceOperation::Use> uses_;  // by region
 };
 
-// One CPU, dense, known-dtype tensor, or UsageError naming the collective.
+// One dense, known-dtype tensor of the CPU or a device that is served, or UsageError naming the
+// collective.
 void check_tensor(Collective collective, const at::Tensor& tensor);
 void check_same_dtype(Collective collective, const at::Tensor& a, const at::Tensor& b);
 DType dtype_of(Collective collective, const at::Tensor& tensor);

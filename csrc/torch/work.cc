@@ -2,7 +2,10 @@
 #include "torch/work.h"
 
 #include <ATen/core/ivalue_inl.h>
+#include <c10/core/StreamGuard.h>
 #include <pybind11/pybind11.h>
+
+#include <thread>
 
 namespace pycomm {
 namespace {
@@ -48,6 +51,16 @@ void Work::submit(const c10::intrusive_ptr<Work>& work, const std::shared_ptr<En
   }
 }
 
+void Work::captured(const std::shared_ptr<Engine>& engine, std::shared_ptr<Operation> operation) {
+  engine_ = engine;
+  order_ = engine->callback_order();
+  remaining_ = 1;
+  completions_->begin();
+  operations_.push_back(operation);
+  operation->finish({});
+  on_operation_finished(*operation);
+}
+
 void Work::on_operation_finished(const Operation& operation) {
   if (operation.failure) {
     const std::lock_guard lock(mutex_);
@@ -74,7 +87,7 @@ void Work::on_operation_finished(const Operation& operation) {
     finished_ = std::chrono::steady_clock::now();
     completed_ = true;
     exception_ = first_error_;
-    future = future_;
+    if (!device_) future = future_;
     result = result_;
   }
   cv_.notify_all();
@@ -136,8 +149,51 @@ bool Work::ended_before_fork() const {
   return true;
 }
 
+void Work::raise_late(std::chrono::milliseconds timeout) const {
+  const double seconds = std::chrono::duration<double>(timeout).count();
+  raise(*operations_.front(),
+        {FailureKind::timeout,
+         str("not finished after ", seconds,
+             " s, the timeout given to wait(); it goes on in the background"),
+         {}},
+        rank_, world_size_);
+}
+
+bool Work::isCompleted() {
+  const std::lock_guard lock(mutex_);
+  return completed_ && (!device_ || exception_ || device_->reached());
+}
+
+void Work::synchronize() {
+  if (device_) device_->event->hold(device_->lane->current_native());
+}
+
+// The current stream waits; the host only when it has been told to, and then for the stream as
+// well.
+bool Work::wait_on_device(std::chrono::milliseconds timeout) {
+  const bool patient = timeout == kNoTimeout || timeout.count() < 0;
+  const auto until = patient ? Deadline::never() : Deadline::after(timeout);
+  {
+    std::unique_lock lock(mutex_);
+    const auto done = [this] { return completed_; };
+    if (!patient) {
+      if (!cv_.wait_for(lock, timeout, done)) raise_late(timeout);
+    } else if (device_->blocking) {
+      cv_.wait(lock, done);
+    }
+    if (exception_) std::rethrow_exception(exception_);
+  }
+  synchronize();
+  while ((!patient || device_->blocking) && !device_->reached()) {
+    if (until.expired()) raise_late(timeout);
+    std::this_thread::sleep_for(kReadyNap);
+  }
+  return true;
+}
+
 bool Work::wait(std::chrono::milliseconds timeout) {
   if (ended_before_fork()) return true;
+  if (device_) return wait_on_device(timeout);
   const bool patient = timeout == kNoTimeout || timeout.count() < 0;
   if (!operations_.back()->finished()) get_on(patient);
   std::unique_lock lock(mutex_);
@@ -145,13 +201,7 @@ bool Work::wait(std::chrono::milliseconds timeout) {
   if (patient) {
     cv_.wait(lock, done);  // ends at the operation's own deadline
   } else if (!cv_.wait_for(lock, timeout, done)) {
-    const double seconds = std::chrono::duration<double>(timeout).count();
-    raise(*operations_.front(),
-          {FailureKind::timeout,
-           str("not finished after ", seconds,
-               " s, the timeout given to wait(); it goes on in the background"),
-           {}},
-          rank_, world_size_);
+    raise_late(timeout);
   }
   const auto error = exception_;
   lock.unlock();
@@ -159,12 +209,17 @@ bool Work::wait(std::chrono::milliseconds timeout) {
   return true;
 }
 
-int Work::sourceRank() const { return operations_.front()->source; }
+int Work::sourceRank() const {
+  const Operation& first = *operations_.front();
+  if (device_) (void)first.wait_finished(Deadline::never());  // ends at its own deadline
+  return first.source;
+}
 
 // Python may attach callbacks that call collectives, so the Future gets a gate, see
 // callback_order.h. Callbacks in C++ (DDP without a Python hook) call none and hold up nobody.
 // Messages get none either: what comes later may be what makes the peer send.
 c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
+  if (device_) return future_on_device();
   const bool from_python = Py_IsInitialized() && PyGILState_Check();
   if (ended_before_fork()) {
     const auto ended =
@@ -182,6 +237,25 @@ c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
   const bool completed = completed_;
   lock.unlock();
   if (completed) complete(future);
+  return future;
+}
+
+// Complete at once, with events behind the end of the operation: callbacks run now, under streams
+// that wait for them.
+c10::intrusive_ptr<c10::ivalue::Future> Work::future_on_device() {
+  std::unique_lock lock(mutex_);
+  if (future_) return future_;
+  future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()),
+                                                     std::vector{device_->lane->where()});
+  const auto future = future_;
+  const auto error = exception_;
+  lock.unlock();
+  if (error) {
+    future->setError(error);
+  } else {
+    const c10::StreamGuard guard(device_->lane->behind(*device_->event));
+    future->markCompleted(c10::IValue(outputs_));
+  }
   return future;
 }
 

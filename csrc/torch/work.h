@@ -5,6 +5,10 @@
 // Completed by the thread that finishes the last operation; the Futures, made when first asked for,
 // are completed by a thread of the callback pool and run their callbacks there. Holds the tensors
 // until then. Thread-safe, as c10d demands.
+//
+// Of an operation on a device wait() makes the current stream wait and returns, and a Future is
+// complete when it is asked for, its value being for whoever waits by streams. What fails later is
+// raised by the next wait() or call.
 #pragma once
 
 #include <torch/version.h>
@@ -16,8 +20,20 @@
 
 #include "engine/engine.h"
 #include "torch/completions.h"
+#include "torch/device_lane.h"
 
 namespace pycomm {
+
+// Where a device's stream has done with an operation.
+struct DeviceEnd {
+  std::shared_ptr<DeviceLane> lane;
+  DeviceLane::EventPtr event;
+  std::optional<StagingUse> last;  // of what was staged, if anything was
+  bool blocking;                   // wait() waits for the end itself
+
+  // Whether the stream has done with an operation that is finished.
+  bool reached() const { return !last || last->over(); }
+};
 
 class Work final : public c10d::Work {
  public:
@@ -30,13 +46,24 @@ class Work final : public c10d::Work {
   static void submit(const c10::intrusive_ptr<Work>& work, const std::shared_ptr<Engine>& engine,
                      std::vector<std::shared_ptr<Operation>> operations);
 
+  // Before submit().
+  void ends_on_device(DeviceEnd end) { device_ = std::move(end); }
+  // When everything is on the stream.
+  void ended_on(void* stream) { device_->event->record(stream); }
+
+  // Instead of submit(), for what a graph captures: the engine has nothing to do with it.
+  void captured(const std::shared_ptr<Engine>& engine, std::shared_ptr<Operation> operation);
+
   // Keeps tensors alive until the work is gone.
   void hold(std::vector<at::Tensor> tensors) { held_ = std::move(tensors); }
+  bool isCompleted() override;
   bool wait(std::chrono::milliseconds timeout) override;
+  void synchronize() override;
+  // On a device waits until the message is there.
   int sourceRank() const override;
   std::vector<at::Tensor> result() override { return outputs_; }
   // No stream computes for CPU tensors, so this waits.
-  void blockCurrentStream() override { wait(kNoTimeout); }
+  void blockCurrentStream() override { device_ ? synchronize() : void(wait(kNoTimeout)); }
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
   // Never fails: completed with a WorkResult when the work is over, however it ended.
   c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
@@ -49,6 +76,9 @@ class Work final : public c10d::Work {
 
  private:
   void get_on(bool patient);
+  bool wait_on_device(std::chrono::milliseconds timeout);
+  c10::intrusive_ptr<c10::ivalue::Future> future_on_device();
+  [[noreturn]] void raise_late(std::chrono::milliseconds timeout) const;
   bool ended_before_fork() const;
   void on_operation_finished(const Operation& operation);
 
@@ -62,6 +92,7 @@ class Work final : public c10d::Work {
   std::vector<at::Tensor> held_;
   std::vector<std::shared_ptr<Operation>> operations_;
   std::atomic<size_t> remaining_{0};
+  std::optional<DeviceEnd> device_;
   std::weak_ptr<Engine> engine_;
   std::shared_ptr<CallbackOrder> order_;
   GatePtr gate_;  // under mutex_: closed until the callbacks of the Future have run

@@ -88,6 +88,25 @@ TEST("a stream that waits for an event runs after what was before the event") {
   }
 }
 
+TEST("a stream that waits for an event does not care that it is recorded again elsewhere") {
+  FakeDevice device;
+  void *first = new_stream(device), *second = new_stream(device), *other = new_stream(device);
+  void* event = new_event(device);
+  uint64_t word = 0;
+  std::atomic<bool> passed{false};
+  must(device.wait_value(first, &word, 1));
+  must(device.record(event, first));
+  must(device.wait_event(second, event));
+  must(device.enqueue_host(second, [&] { passed = true; }));
+  must(device.record(event, other));
+  must(device.synchronize(other));
+  CHECK(device.query_event(event) == DeviceProgress::done);
+  CHECK(device.query_stream(second) == DeviceProgress::pending && !passed);
+  store(word, 1);
+  must(device.synchronize(second));
+  CHECK(passed);
+}
+
 TEST("waiting for an event that was never recorded does not hold the stream") {
   FakeDevice device;
   must(device.wait_event(nullptr, new_event(device)));

@@ -27,6 +27,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "PYCOMM_TCP_CONNECTIONS": ("4", 4),
     "PYCOMM_SEGMENT_BYTES": ("8192", 8192),
     "PYCOMM_CHECK_PLANS": ("1", True),
+    "PYCOMM_DEVICE_MODE": ("S", "S"),
+    "PYCOMM_BLOCKING_WAIT": ("1", True),
     "PYCOMM_FLIGHT_DIR": ("records", "records"),
 }
 # Variable, a value that is not understood, what the text must say is expected.
@@ -112,7 +114,7 @@ def test_a_field_wins_over_its_variable(name: str) -> None:
     field = VARIABLES[name][0]
     other = {"PYCOMM_SEGMENT_BYTES": 4096, "PYCOMM_TCP_CONNECTIONS": 3, "PYCOMM_CHECK_PLANS": False}
     other["PYCOMM_PORT_RANGE"] = "5000-5001"
-    other["PYCOMM_WIRE"] = "int8"
+    other |= {"PYCOMM_WIRE": "int8", "PYCOMM_DEVICE_MODE": "S", "PYCOMM_BLOCKING_WAIT": False}
     value = other.get(name, 7.0 if name.endswith("TIMEOUT") else "shm")
     became = (5000, 5001) if name == "PYCOMM_PORT_RANGE" else value
     assert Options(**{field: value}).resolved({name: GOOD[name][0]}) == {field: became}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+// The Backend's calls on tensors of a device. See backend.h and device_lane.h.
+#include <c10/core/StreamGuard.h>
+
+#include <algorithm>
+
+#include "engine/device_group.h"
+#include "torch/backend.h"
+#include "torch/device_registry.h"
+
+namespace pycomm {
+namespace {
+
+using Tensors = Backend::Tensors;
+
+const DeviceTensors& on_device(const std::shared_ptr<Operation>& operation) {
+  return static_cast<const DeviceTensors&>(*operation);
+}
+
+using Operations = std::vector<std::shared_ptr<Operation>>;
+
+// One call, ready to be submitted to the engine and then to be put on a stream.
+class PreparedCall {
+ public:
+  PreparedCall() = default;
+  virtual ~PreparedCall() = default;
+  PreparedCall(const PreparedCall&) = delete;
+  PreparedCall& operator=(const PreparedCall&) = delete;
+  // For the engine; empty: a graph captures it.
+  virtual Operations operations() const = 0;
+  virtual Failure enqueue(void* stream) = 0;
+  // What the stream has to come to, where that is later than the end of the operations.
+  virtual std::optional<StagingUse> last() const = 0;
+};
+
+// Through the host. What was not put on a stream in the end counts as done.
+class StagedCall final : public PreparedCall {
+ public:
+  StagedCall(HostStaging& staging, const Operations& wanted) : staging_(staging) {
+    try {
+      for (const auto& one : wanted) {
+        auto pieces = staging.prepare(on_device(one));
+        for (auto& piece : pieces) pieces_.push_back(std::move(piece));
+      }
+    } catch (...) {
+      staging_.abandon(pieces_, 0);
+      throw;
+    }
+  }
+  ~StagedCall() override {
+    if (!enqueued_) staging_.abandon(pieces_, 0);
+  }
+  Operations operations() const override {
+    Operations all;
+    for (const auto& piece : pieces_) all.push_back(piece.operation);
+    return all;
+  }
+  std::optional<StagingUse> last() const override { return pieces_.back().use; }
+  Failure enqueue(void* stream) override {
+    enqueued_ = true;
+    return staging_.enqueue(pieces_, stream);
+  }
+
+ private:
+  HostStaging& staging_;
+  HostStaging::Pieces pieces_;
+  bool enqueued_ = false;
+};
+
+// By streams and words alone.
+class GroupCall final : public PreparedCall {
+ public:
+  GroupCall(DeviceGroup& group, const Operations& wanted, bool captured) : group_(group) {
+    for (const auto& one : wanted) calls_.push_back(group.prepare(*one, captured));
+  }
+  Operations operations() const override {
+    Operations all;
+    for (const auto& call : calls_) {
+      if (call.operation) all.push_back(call.operation);
+    }
+    return all;
+  }
+  std::optional<StagingUse> last() const override { return std::nullopt; }
+  Failure enqueue(void* stream) override {
+    for (const auto& call : calls_) {
+      if (Failure failure = group_.enqueue(call, stream)) return failure;
+    }
+    return {};
+  }
+
+ private:
+  DeviceGroup& group_;
+  std::vector<DeviceGroup::Call> calls_;
+};
+
+// The ranks' devices connect at the first collective on one, which all ranks come to. Under the
+// lane's lock.
+DeviceGroup* group_for(DeviceLane& lane, Engine& engine, const std::string& call, bool captured,
+                       char mode) {
+  if (engine.mesh().world_size() == 1) return nullptr;
+  if (!lane.group()) {
+    PYCOMM_USAGE(!captured, call,
+                 ": a graph is being captured, but the group has not worked on its devices yet; "
+                 "call a collective on a tensor there before the capture");
+    lane.group() = DeviceGroup::connect(engine, lane.device(), kernels_of(lane.where()), {mode});
+  }
+  return lane.group().get();
+}
+
+std::unique_ptr<PreparedCall> prepared(DeviceLane& lane, DeviceGroup* group,
+                                       const Operations& operations, void* current) {
+  const bool served = group && std::all_of(operations.begin(), operations.end(), [&](auto& one) {
+                        return group->serves(*one) && !on_device(one).factor;
+                      });
+  if (served) return std::make_unique<GroupCall>(*group, operations, lane.capture_of(current) != 0);
+  lane.refuse_capture(operations.front()->collective, current);
+  return std::make_unique<StagedCall>(lane.staging(), operations);
+}
+
+// Results that go to tensors which are not contiguous, by torch's operators behind `stream`.
+// Returns the stream that ends with them.
+void* unpack(DeviceLane& lane, const Operations& operations, void* stream, void* current) {
+  const bool any = std::any_of(operations.begin(), operations.end(),
+                               [](const auto& one) { return !on_device(one).unpacked.empty(); });
+  if (!any) return stream;
+  const auto torch_stream = stream == current ? lane.current() : lane.behind(stream);
+  const c10::StreamGuard guard(torch_stream);
+  const c10::impl::VirtualGuardImpl impl(lane.where().type());
+  for (const auto& operation : operations) {
+    on_device(operation).unpack();
+    for (const auto& one : on_device(operation).unpacked) {
+      impl.recordDataPtrOnStream(one.tensor.storage().data_ptr(), torch_stream);
+      impl.recordDataPtrOnStream(one.temporary.storage().data_ptr(), torch_stream);
+    }
+  }
+  return impl.getStreamNativeHandle(torch_stream);
+}
+
+Tensors tensors_of(const Operations& operations, const Tensors& inputs, const Tensors& outputs) {
+  Tensors all = inputs;
+  all.insert(all.end(), outputs.begin(), outputs.end());
+  for (const auto& operation : operations) {
+    for (const auto& one : on_device(operation).packed) all.push_back(one.temporary);
+  }
+  return all;
+}
+
+}  // namespace
+
+std::shared_ptr<DeviceLane> Backend::lane_for(const std::string& call, c10::Device where) {
+  const std::lock_guard lock(lane_mutex_);
+  const auto bound = getBoundDeviceId();
+  const bool wrong = lane_ ? lane_->where() != where : bound && *bound != where;
+  PYCOMM_USAGE(!wrong, call, ": got a tensor on ", where, ", but rank ", getRank(), " is on ",
+               lane_ ? lane_->where() : *bound,
+               " in this group, expected one device for each rank; set the device of the process "
+               "first, such as torch.cuda.set_device(local_rank)");
+  if (lane_) return lane_;
+  Device* const device = served_device(where);
+  PYCOMM_USAGE(device, call, ": there is no ", where, " that pycomm can work on");
+  return lane_ = std::make_shared<DeviceLane>(where, *device, getSize());
+}
+
+// A group that is bound to a device, or has worked on one.
+std::shared_ptr<DeviceLane> Backend::lane_if_any() {
+  const auto bound = getBoundDeviceId();
+  if (bound && served_device(*bound)) return lane_for("barrier", *bound);
+  const std::lock_guard lock(lane_mutex_);
+  return lane_;
+}
+
+void Backend::eagerConnectSingleDevice(at::Device device) {
+  if (served_device(device)) (void)lane_for("init_process_group", device);
+}
+
+std::string Backend::device_mode() {
+  std::shared_ptr<DeviceLane> lane;
+  {
+    const std::lock_guard lock(lane_mutex_);
+    lane = lane_;
+  }
+  if (!lane) return {};
+  const std::lock_guard lock(lane->mutex());
+  return lane->group() ? lane->group()->describe() : std::string();
+}
+
+Backend::WorkPtr Backend::launch_on_device(const Call& call,
+                                           std::vector<std::shared_ptr<Operation>> operations,
+                                           const Tensors& inputs, Tensors outputs) {
+  const DeviceTensors& first = on_device(operations.front());
+  const std::string name(name_of(first.collective));
+  for (const auto& one : operations) {
+    PYCOMM_USAGE(one->on_device && on_device(one).where == first.where, name,
+                 ": got tensors of several devices, expected one device");
+  }
+  const auto lane = lane_for(name, first.where);
+  const bool message = is_message(first);
+  const bool sends = first.collective == Collective::send;
+  Tensors over;  // dropped when the lock is not held
+  std::optional<CommsTrace> trace;
+  c10::intrusive_ptr<Work> work;
+  {
+    const std::lock_guard lock(lane->mutex());
+    over = lane->sweep();
+    void* const current = lane->current_native();
+    const uint64_t capture = lane->capture_of(current);
+    DeviceGroup* const group =
+        message ? nullptr : group_for(*lane, *engine_, name, capture != 0, options_->device_mode);
+    void* const stream = message      ? lane->message_stream(sends, first.peer)
+                         : call.async ? lane->own_stream()
+                                      : current;
+    const auto ready = prepared(*lane, group, operations, current);
+    lane->order(stream, current);
+    if (!message) lane->after_collectives(stream, capture);
+    const auto submitted = ready->operations();
+    if (stream != current && !capture) {
+      auto tensors = tensors_of(operations, inputs, outputs);
+      if (const auto last = ready->last()) {
+        lane->keep(std::move(tensors), *last);
+      } else {
+        lane->keep_until_finished(std::move(tensors), submitted.back());
+      }
+    }
+    if (call.async || options_->blocking_wait || needs_work()) {
+      work = make_work(call, first, inputs, std::move(outputs), trace);
+      work->ends_on_device(
+          {lane, lane->make_event(), ready->last(), options_->blocking_wait && !capture});
+      if (capture) {
+        work->captured(engine_, std::make_shared<Operation>());
+      } else {
+        Work::submit(work, engine_, submitted);
+      }
+    } else {
+      for (const auto& operation : submitted) engine_->submit(operation);
+    }
+    try {
+      if (const auto failure = ready->enqueue(stream)) throw CommError(failure);
+      void* const end = sends ? stream : unpack(*lane, operations, stream, current);
+      if (work) work->ended_on(end);
+      if (!message) lane->ends_collective(end, capture);
+    } catch (const std::exception& error) {
+      engine_->abort(error.what());  // what was submitted would wait for the stream
+      throw;
+    }
+  }
+  if (work && coalescing_threads_) join_if_coalescing(work);
+  if (work && options_->blocking_wait && !call.async) work->wait(kNoTimeout);
+  return call.async ? work : nullptr;
+}
+
+}  // namespace pycomm
