@@ -173,12 +173,15 @@ void Work::synchronize() {
 bool Work::wait_on_device(std::chrono::milliseconds timeout) {
   const bool patient = timeout == kNoTimeout || timeout.count() < 0;
   const auto until = patient ? Deadline::never() : Deadline::after(timeout);
+  // A group that has failed ends its operations at once, and this one's error is worth the moment.
+  const auto engine = engine_.lock();
+  const bool ending = engine && engine->failure();
   {
     std::unique_lock lock(mutex_);
     const auto done = [this] { return completed_; };
     if (!patient) {
       if (!cv_.wait_for(lock, timeout, done)) raise_late(timeout);
-    } else if (device_->blocking) {
+    } else if (device_->blocking || ending) {
       cv_.wait(lock, done);
     }
     if (exception_) std::rethrow_exception(exception_);
