@@ -9,12 +9,31 @@
 docs/data.md describes all of it.
 """
 
-from pycomm.data.loader import ShardedLoader
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pycomm.data.prepare import Prepared, prepare_text
-from pycomm.data.sampler import ShardedSampler
-from pycomm.data.token_dataset import TokenDataset
 from pycomm.data.token_file import load_tokenizer
 from pycomm.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pycomm.data.loader import ShardedLoader
+    from pycomm.data.sampler import ShardedSampler
+    from pycomm.data.token_dataset import TokenDataset
+
+# These need torch, which the command line does without: `pycomm doctor` says what is wrong with it.
+_LATER = {
+    "ShardedLoader": "pycomm.data.loader",
+    "ShardedSampler": "pycomm.data.sampler",
+    "TokenDataset": "pycomm.data.token_dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Prepared",
