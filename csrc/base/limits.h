@@ -142,6 +142,9 @@ inline constexpr auto kReadyNap = 50us;
 // Tensors of a device go through pinned memory of the host in pieces of this size, two at a time:
 // with a few such copies in flight PCIe is busy, and two blocks of a group stay far below 64 MiB.
 inline constexpr size_t kStagedPieceBytes = 4 * 1024 * 1024;
+// Queues that a GPU takes the work of streams from, unless CUDA_DEVICE_MAX_CONNECTIONS says other:
+// with fewer a stream that waits for a peer soon holds others back.
+inline constexpr int kDeviceConnections = 8;
 // How long one who takes such memory down waits for the streams that may still use it.
 inline constexpr auto kStreamPatience = 2s;
 

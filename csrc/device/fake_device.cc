@@ -86,7 +86,8 @@ Failure FakeDevice::create_stream(bool, void** stream) {
   const std::lock_guard lock(mutex_);
   if (Failure failure = begin("create_stream")) return failure;
   auto made = std::make_unique<FakeStream>(options_.seed + 1000 * ++streams_made_,
-                                           std::chrono::microseconds(options_.delay_us));
+                                           std::chrono::microseconds(options_.delay_us),
+                                           options_.one_queue ? default_stream_.get() : nullptr);
   *stream = made.get();
   streams_.emplace(*stream, std::move(made));
   return {};

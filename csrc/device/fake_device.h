@@ -26,6 +26,9 @@ struct FakeOptions {
   size_t memory_bytes = size_t{1} << 32;
   uint64_t seed = 1;  // of the delays
   int delay_us = 0;   // at most, before one task in four
+  // All streams take their work from one queue, in the order of the calls, as with
+  // CUDA_DEVICE_MAX_CONNECTIONS=1: one that waits holds the others.
+  bool one_queue = false;
 
   // "uuid=A,words=0,delay_us=200;uuid=B": a device for each part between semicolons. Throws
   // UsageError that names what it cannot read.

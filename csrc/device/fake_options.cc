@@ -20,7 +20,8 @@ void set(FakeOptions& options, const std::string& entry) {
   PYCOMM_USAGE(read.ec == std::errc{} && read.ptr == value.data() + value.size(),
                "fake device: cannot read \"", entry,
                "\"; expected uuid=TEXT, or one of words, "
-               "host_memory, descriptors, ipc, peer_access, memory_bytes, seed, delay_us =NUMBER");
+               "host_memory, descriptors, ipc, peer_access, memory_bytes, seed, delay_us, "
+               "one_queue =NUMBER");
   if (name == "words") {
     options.words = number;
   } else if (name == "host_memory") {
@@ -37,6 +38,8 @@ void set(FakeOptions& options, const std::string& entry) {
     options.seed = number;
   } else if (name == "delay_us") {
     options.delay_us = static_cast<int>(number);
+  } else if (name == "one_queue") {
+    options.one_queue = number;
   } else {
     throw UsageError(str("fake device: no setting is called \"", name, "\""));
   }

@@ -16,8 +16,8 @@ bool fake_await(const std::atomic<bool>& stopping, const std::function<bool()>& 
   return true;
 }
 
-FakeStream::FakeStream(uint64_t seed, std::chrono::microseconds delay_max)
-    : random_(seed), delay_max_(delay_max) {}
+FakeStream::FakeStream(uint64_t seed, std::chrono::microseconds delay_max, FakeStream* queue)
+    : random_(seed), delay_max_(delay_max), queue_(queue) {}
 
 FakeStream::~FakeStream() {
   stop();
@@ -33,10 +33,23 @@ void FakeStream::stop() {
 void FakeStream::push(FakeTask task) {
   const std::lock_guard lock(mutex_);
   if (stopping_) return;
+  if (queue_) return push_to_queue(std::move(task));
   tasks_.push_back(std::move(task));
   ++pushed_;
   if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
   changed_.notify_all();
+}
+
+// Under mutex_.
+void FakeStream::push_to_queue(FakeTask task) {
+  ++pushed_;
+  queue_->push([this, task = std::move(task)](const std::atomic<bool>& stopping) {
+    const bool ran = task(stopping);
+    const std::lock_guard lock(mutex_);
+    ++finished_;
+    changed_.notify_all();
+    return ran;
+  });
 }
 
 void FakeStream::wait_idle() {

@@ -45,7 +45,8 @@ struct FakeEvent {
 
 class FakeStream {
  public:
-  FakeStream(uint64_t seed, std::chrono::microseconds delay_max);
+  // `queue`: the stream whose thread runs the tasks, in order with its own; destroyed first.
+  FakeStream(uint64_t seed, std::chrono::microseconds delay_max, FakeStream* queue = nullptr);
   // Runs what is left up to the first wait that does not end, and drops the rest.
   ~FakeStream();
 
@@ -60,6 +61,7 @@ class FakeStream {
 
  private:
   void run();
+  void push_to_queue(FakeTask task);
 
   std::atomic<uint64_t> pushed_{0}, finished_{0};
   std::mutex mutex_;
@@ -68,6 +70,7 @@ class FakeStream {
   std::atomic<bool> stopping_{false};
   std::mt19937_64 random_;
   const std::chrono::microseconds delay_max_;
+  FakeStream* const queue_;
   std::thread thread_;  // starts with the first task
 };
 

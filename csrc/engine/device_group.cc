@@ -73,6 +73,7 @@ bool DeviceGroup::serves(const Operation& wanted) const {
 }
 
 DeviceGroup::Call DeviceGroup::prepare(const Operation& wanted, bool captured) {
+  if (const auto failure = engine_.failure()) raise(wanted, failure, rank_, world_size_);
   Call call;
   call.work.collective = wanted.collective;
   call.work.op = wanted.op;
@@ -104,6 +105,9 @@ DeviceGroup::Call DeviceGroup::prepare(const Operation& wanted, bool captured) {
   call.operation->work = wanted.work;  // for the flight recorder
   call.operation->watched = std::make_shared<DeviceRun>(words_, rank_, world_size_,
                                                         whole ? call.work.leader : -1, pieces_);
+  call.passed = [words = words_, rank = rank_, last = pieces_] {
+    return words->has_ended(rank, last);
+  };
   return call;
 }
 

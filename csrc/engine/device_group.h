@@ -20,6 +20,7 @@
 // ordered one behind the other. The engine, the device and the kernels outlive it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -60,9 +61,13 @@ class DeviceGroup {
     DeviceWork work;
     uint64_t first = 0;  // number of its first piece
     size_t pieces = 0;
+    // Whether the stream has done with it. A failure ends the operation at once, while the stream,
+    // which it has released, still has copies to make. Plain loads, any thread; null: captured.
+    std::function<bool()> passed;
   };
-  // `wanted`: its regions are device memory; the engine never gets it. Throws CommError and fails
-  // the group on a mismatch.
+  // `wanted`: its regions are device memory; the engine never gets it. Throws CommError when the
+  // group has failed, and fails it on a mismatch. From here on peers' streams may wait for this
+  // call, so what then keeps it from its stream must abort the group.
   Call prepare(const Operation& wanted, bool captured);
   // After the operation has been submitted. When it fails the caller aborts the group, for peers
   // wait.

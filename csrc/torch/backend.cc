@@ -172,22 +172,37 @@ Backend::WorkPtr Backend::launch(const Call& call, OperationBuilder& builder, co
 // A list left behind is dropped: torch does not end what an exception has interrupted.
 void Backend::startCoalescing() {
   const std::lock_guard lock(coalescing_mutex_);
-  coalescing_[std::this_thread::get_id()].clear();
+  coalescing_[std::this_thread::get_id()] = {};
   coalescing_threads_ = coalescing_.size();
 }
 
 Backend::WorkPtr Backend::endCoalescing() {
-  const std::lock_guard lock(coalescing_mutex_);
-  auto mine = coalescing_.extract(std::this_thread::get_id());
-  PYCOMM_USAGE(mine, "end_coalescing: this thread has not called start_coalescing");
-  coalescing_threads_ = coalescing_.size();
-  return c10::make_intrusive<JoinedWork>(getRank(), std::move(mine.mapped()));
+  Coalesced mine;
+  {
+    const std::lock_guard lock(coalescing_mutex_);
+    auto found = coalescing_.extract(std::this_thread::get_id());
+    PYCOMM_USAGE(found, "end_coalescing: this thread has not called start_coalescing");
+    coalescing_threads_ = coalescing_.size();
+    mine = std::move(found.mapped());
+  }
+  for (const auto& [place, call] : mine.late) mine.works[place] = call();
+  return c10::make_intrusive<JoinedWork>(getRank(), std::move(mine.works));
 }
 
 void Backend::join_if_coalescing(const WorkPtr& work) {
   const std::lock_guard lock(coalescing_mutex_);
   const auto mine = coalescing_.find(std::this_thread::get_id());
-  if (mine != coalescing_.end()) mine->second.push_back(work);
+  if (mine != coalescing_.end()) mine->second.works.push_back(work);
+}
+
+bool Backend::late_if_coalescing(const std::function<WorkPtr()>& call) {
+  const std::lock_guard lock(coalescing_mutex_);
+  const auto mine = coalescing_.find(std::this_thread::get_id());
+  if (mine == coalescing_.end()) return false;
+  auto& [works, late] = mine->second;
+  late.emplace(works.size(), call);
+  works.emplace_back();
+  return true;
 }
 
 // A call that is refused ends the list as well, so that works do not gather in it for ever.
@@ -212,6 +227,12 @@ Backend::WorkPtr Backend::message(Collective collective, c10d::OpType type, cons
   const bool sends = collective == Collective::send;
   builder.add(tensors[0], sends, !sends);
   std::vector<std::shared_ptr<Operation>> operations{builder.take(getRank())};
+  if (!sends && operations.front()->on_device && coalescing_threads_) {
+    const auto call = [=, this] {
+      return launch({type, title, true}, operations, tensors, tensors);
+    };
+    if (late_if_coalescing(call)) return nullptr;
+  }
   return launch({type, title, true}, std::move(operations), tensors, tensors);
 }
 

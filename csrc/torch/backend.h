@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -135,7 +136,8 @@ class Backend final : public c10d::Backend {
   void monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) override;
 
   // Between these two the calls of this thread go out as ever; the Work of the second stands for
-  // all of them.
+  // all of them. But receives on a device go out at the second, behind all that is sent, and return
+  // null: a stream that waits may hold back others, with which it shares a queue of the hardware.
   bool supportsCoalescing() const override { return true; }
   void startCoalescing() override;
   WorkPtr endCoalescing() override;
@@ -214,6 +216,7 @@ class Backend final : public c10d::Backend {
   std::shared_ptr<DeviceLane> lane_for(const std::string& call, c10::Device where);
   std::shared_ptr<DeviceLane> lane_if_any();
   void join_if_coalescing(const WorkPtr& work);
+  bool late_if_coalescing(const std::function<WorkPtr()>& call);
   BackendPtr make_child(const StorePtr& store, int rank, int world_size, const OptionsPtr& opts);
   std::shared_ptr<Operation> all_reduce_one(const at::Tensor& tensor, const c10d::ReduceOp& op,
                                             std::chrono::milliseconds timeout);
@@ -230,7 +233,12 @@ class Backend final : public c10d::Backend {
   const std::shared_ptr<Completions> completions_;
 
   std::mutex coalescing_mutex_;
-  std::map<std::thread::id, std::vector<WorkPtr>> coalescing_;  // by the thread that started it
+  struct Coalesced {
+    std::vector<WorkPtr> works;  // in the order of the calls
+    // Calls that go out at the end, by their place among the works.
+    std::map<size_t, std::function<WorkPtr()>> late;
+  };
+  std::map<std::thread::id, Coalesced> coalescing_;  // by the thread that started it
   std::atomic<size_t> coalescing_threads_{0};
 
   std::mutex lane_mutex_;

@@ -46,10 +46,10 @@ void check_op(Collective collective, ReduceOp op, DType dtype) {
       "an order, avg needs numbers, premul_sum floating or complex ones; convert the tensor");
 }
 
-std::vector<MovedApart> separate_overlaps(Operation& operation, int rank) {
-  std::vector<MovedApart> moved;
-  auto& work = operation.work;
-  if (work.size() < 2) return moved;
+std::vector<size_t> overlapping_inputs(const Operation& operation, int rank) {
+  std::vector<size_t> overlapping;
+  const auto& work = operation.work;
+  if (work.size() < 2) return overlapping;
   const size_t size = size_of(operation.dtype);
   const auto overlap = [&](const Region& a, const Region& b) {
     return a.count && b.count && a.data < b.data + b.count * size &&
@@ -59,9 +59,9 @@ std::vector<MovedApart> separate_overlaps(Operation& operation, int rank) {
   const size_t last = work.size() - 1;
   const bool exchange = operation.collective == Collective::all_to_all;
   const size_t other = exchange ? work.size() / 2 + own : last;
-  for (size_t out = 0; out < work.size(); ++out) {
-    if (!is_written(operation.collective, out, work.size())) continue;
-    for (size_t i = 0; i < work.size(); ++i) {
+  for (size_t i = 0; i < work.size(); ++i) {
+    for (size_t out = 0; out < work.size(); ++out) {
+      if (!is_written(operation.collective, out, work.size())) continue;
       if (i == out || !overlap(work[i], work[out])) continue;
       PYCOMM_USAGE(
           !is_written(operation.collective, i, work.size()), name_of(operation.collective),
@@ -70,10 +70,20 @@ std::vector<MovedApart> separate_overlaps(Operation& operation, int rank) {
       const bool own_block = std::min(i, out) == own && std::max(i, out) == other &&
                              work[i].data == work[out].data && work[i].count == work[out].count;
       if (own_block) continue;
-      const size_t bytes = work[i].count * size;
-      moved.push_back({std::make_unique_for_overwrite<std::byte[]>(bytes), work[i].data, bytes});
-      work[i].data = moved.back().apart.get();
+      overlapping.push_back(i);
+      break;
     }
+  }
+  return overlapping;
+}
+
+std::vector<MovedApart> separate_overlaps(Operation& operation, int rank) {
+  std::vector<MovedApart> moved;
+  for (const size_t i : overlapping_inputs(operation, rank)) {
+    Region& region = operation.work[i];
+    const size_t bytes = region.count * size_of(operation.dtype);
+    moved.push_back({std::make_unique_for_overwrite<std::byte[]>(bytes), region.data, bytes});
+    region.data = moved.back().apart.get();
   }
   return moved;
 }

@@ -26,8 +26,10 @@ struct MovedApart {
 };
 
 // A chunk's hazards are known by its number, not by its address: an input that lies where a result
-// will be written could be overwritten before it is sent. Such inputs are given other memory. One
+// will be written could be overwritten before it is sent. These are the regions of such inputs. One
 // thing is allowed in place: this rank's own block, which travels nowhere.
+std::vector<size_t> overlapping_inputs(const Operation& operation, int rank);
+// Gives them other memory.
 std::vector<MovedApart> separate_overlaps(Operation& operation, int rank);
 
 }  // namespace pycomm

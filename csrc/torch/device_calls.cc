@@ -3,7 +3,11 @@
 #include <c10/core/StreamGuard.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 
+#include "base/limits.h"
+#include "base/log.h"
 #include "engine/device_group.h"
 #include "torch/backend.h"
 #include "torch/device_registry.h"
@@ -29,8 +33,9 @@ class PreparedCall {
   // For the engine; empty: a graph captures it.
   virtual Operations operations() const = 0;
   virtual Failure enqueue(void* stream) = 0;
-  // What the stream has to come to, where that is later than the end of the operations.
-  virtual std::optional<StagingUse> last() const = 0;
+  // Whether the stream has done with it, which a failure's end of the operations does not say;
+  // null: a graph captures it.
+  virtual std::function<bool()> passed() const = 0;
 };
 
 // Through the host. What was not put on a stream in the end counts as done.
@@ -55,7 +60,9 @@ class StagedCall final : public PreparedCall {
     for (const auto& piece : pieces_) all.push_back(piece.operation);
     return all;
   }
-  std::optional<StagingUse> last() const override { return pieces_.back().use; }
+  std::function<bool()> passed() const override {
+    return [last = pieces_.back().use] { return last.over(); };
+  }
   Failure enqueue(void* stream) override {
     enqueued_ = true;
     return staging_.enqueue(pieces_, stream);
@@ -80,7 +87,7 @@ class GroupCall final : public PreparedCall {
     }
     return all;
   }
-  std::optional<StagingUse> last() const override { return std::nullopt; }
+  std::function<bool()> passed() const override { return calls_.back().passed; }
   Failure enqueue(void* stream) override {
     for (const auto& call : calls_) {
       if (Failure failure = group_.enqueue(call, stream)) return failure;
@@ -92,6 +99,21 @@ class GroupCall final : public PreparedCall {
   DeviceGroup& group_;
   std::vector<DeviceGroup::Call> calls_;
 };
+
+// Once in the life of a process. Frameworks set it to 1 so that kernels begin in the order of the
+// calls.
+void warn_of_few_connections(int rank) {
+  const char* const text = std::getenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  const int connections = text ? std::atoi(text) : kDeviceConnections;
+  static std::atomic_flag warned;
+  if (connections >= kDeviceConnections || connections < 1 || warned.test_and_set()) return;
+  log(LogLevel::warning, rank,
+      str("CUDA_DEVICE_MAX_CONNECTIONS=", text,
+          ": streams share so few queues of the GPU that a "
+          "receive may hold back what is sent after it; send first, put both into one "
+          "batch_isend_irecv(), or set it to ",
+          kDeviceConnections));
+}
 
 // The ranks' devices connect at the first collective on one, which all ranks come to. Under the
 // lane's lock.
@@ -107,13 +129,16 @@ DeviceGroup* group_for(DeviceLane& lane, Engine& engine, const std::string& call
   return lane.group().get();
 }
 
+// Whether streams and words alone carry them out; alike on all ranks.
+bool served(const DeviceGroup* group, const Operations& operations) {
+  return group && std::all_of(operations.begin(), operations.end(), [&](const auto& one) {
+           return group->serves(*one) && !on_device(one).factor;
+         });
+}
+
 std::unique_ptr<PreparedCall> prepared(DeviceLane& lane, DeviceGroup* group,
-                                       const Operations& operations, void* current) {
-  const bool served = group && std::all_of(operations.begin(), operations.end(), [&](auto& one) {
-                        return group->serves(*one) && !on_device(one).factor;
-                      });
-  if (served) return std::make_unique<GroupCall>(*group, operations, lane.capture_of(current) != 0);
-  lane.refuse_capture(operations.front()->collective, current);
+                                       const Operations& operations, bool captured) {
+  if (group) return std::make_unique<GroupCall>(*group, operations, captured);
   return std::make_unique<StagedCall>(lane.staging(), operations);
 }
 
@@ -141,6 +166,7 @@ Tensors tensors_of(const Operations& operations, const Tensors& inputs, const Te
   all.insert(all.end(), outputs.begin(), outputs.end());
   for (const auto& operation : operations) {
     for (const auto& one : on_device(operation).packed) all.push_back(one.temporary);
+    for (const auto& one : on_device(operation).unpacked) all.push_back(one.temporary);
   }
   return all;
 }
@@ -158,6 +184,7 @@ std::shared_ptr<DeviceLane> Backend::lane_for(const std::string& call, c10::Devi
   if (lane_) return lane_;
   Device* const device = served_device(where);
   PYCOMM_USAGE(device, call, ": there is no ", where, " that pycomm can work on");
+  warn_of_few_connections(getRank());
   return lane_ = std::make_shared<DeviceLane>(where, *device, getSize());
 }
 
@@ -193,6 +220,7 @@ Backend::WorkPtr Backend::launch_on_device(const Call& call,
     PYCOMM_USAGE(one->on_device && on_device(one).where == first.where, name,
                  ": got tensors of several devices, expected one device");
   }
+  engine_->refuse_fork(first);
   const auto lane = lane_for(name, first.where);
   const bool message = is_message(first);
   const bool sends = first.collective == Collective::send;
@@ -204,42 +232,43 @@ Backend::WorkPtr Backend::launch_on_device(const Call& call,
     over = lane->sweep();
     void* const current = lane->current_native();
     const uint64_t capture = lane->capture_of(current);
-    DeviceGroup* const group =
+    DeviceGroup* group =
         message ? nullptr : group_for(*lane, *engine_, name, capture != 0, options_->device_mode);
+    if (!served(group, operations)) group = nullptr;
+    if (!group) lane->refuse_capture(first.collective, current);
     void* const stream = message      ? lane->message_stream(sends, first.peer)
                          : call.async ? lane->own_stream()
                                       : current;
-    const auto ready = prepared(*lane, group, operations, current);
-    lane->order(stream, current);
-    if (!message) lane->after_collectives(stream, capture);
-    const auto submitted = ready->operations();
-    if (stream != current && !capture) {
-      auto tensors = tensors_of(operations, inputs, outputs);
-      if (const auto last = ready->last()) {
-        lane->keep(std::move(tensors), *last);
-      } else {
-        lane->keep_until_finished(std::move(tensors), submitted.back());
-      }
-    }
-    if (call.async || options_->blocking_wait || needs_work()) {
-      work = make_work(call, first, inputs, std::move(outputs), trace);
-      work->ends_on_device(
-          {lane, lane->make_event(), ready->last(), options_->blocking_wait && !capture});
-      if (capture) {
-        work->captured(engine_, std::make_shared<Operation>());
-      } else {
-        Work::submit(work, engine_, submitted);
-      }
-    } else {
-      for (const auto& operation : submitted) engine_->submit(operation);
-    }
+    std::unique_ptr<PreparedCall> ready;  // outlives the abort, until which nothing may go on
     try {
+      ready = prepared(*lane, group, operations, capture != 0);
+      lane->order(stream, current);
+      if (!message) lane->after_collectives(stream, capture);
+      const auto submitted = ready->operations();
+      if (call.async || options_->blocking_wait || needs_work()) {
+        work = make_work(call, first, inputs, outputs, trace);
+        work->ends_on_device({lane, lane->make_event(), ready->passed(),
+                              options_->blocking_wait && !capture, current});
+        if (capture) {
+          work->captured(engine_, std::make_shared<Operation>());
+        } else {
+          Work::submit(work, engine_, submitted);
+        }
+      } else {
+        for (const auto& operation : submitted) engine_->submit(operation);
+      }
+      uint64_t kept = 0;
+      if (stream != current && !capture) {
+        kept = lane->keep(tensors_of(operations, inputs, outputs), ready->passed());
+      }
       if (const auto failure = ready->enqueue(stream)) throw CommError(failure);
       void* const end = sends ? stream : unpack(*lane, operations, stream, current);
-      if (work) work->ended_on(end);
+      if (work) work->ended_on(end, kept);
       if (!message) lane->ends_collective(end, capture);
     } catch (const std::exception& error) {
-      engine_->abort(error.what());  // what was submitted would wait for the stream
+      // Peers' streams wait for what has been announced, and would take the next call for it; what
+      // has been submitted would wait for the stream.
+      engine_->abort(error.what());
       throw;
     }
   }

@@ -29,6 +29,11 @@ DeviceLane::~DeviceLane() {
   };
   while (!reached() && !patience.expired()) std::this_thread::sleep_for(kReadyNap);
   if (reached()) (void)device_.release_pinned(gate_word_);
+  for (Kept& one : kept_) {
+    while (!one.passed() && !patience.expired()) std::this_thread::sleep_for(kReadyNap);
+    // A stream may still write there.
+    if (!one.passed()) (void)new std::vector<at::Tensor>(std::move(one.tensors));
+  }
   for (const auto& [what, stream] : streams_) (void)device_.destroy_stream(stream);
   for (const Last& last : {last_, last_captured_}) {
     if (last.event) free_events_.push_back(last.event);
@@ -128,19 +133,15 @@ c10::Stream DeviceLane::behind(const Event& event) {
   return behind_;
 }
 
-void DeviceLane::keep(std::vector<at::Tensor> tensors, const StagingUse& until) {
-  kept_.push_back({std::move(tensors), until, nullptr});
+uint64_t DeviceLane::keep(std::vector<at::Tensor> tensors, std::function<bool()> passed) {
+  kept_.push_back({++keeps_, std::move(tensors), std::move(passed)});
+  return keeps_;
 }
 
-void DeviceLane::keep_until_finished(std::vector<at::Tensor> tensors,
-                                     std::shared_ptr<Operation> operation) {
-  kept_.push_back({std::move(tensors), std::nullopt, std::move(operation)});
-}
-
-std::vector<at::Tensor> DeviceLane::sweep() {
+std::vector<at::Tensor> DeviceLane::sweep(uint64_t number) {
   std::vector<at::Tensor> over;
   std::erase_if(kept_, [&](Kept& one) {
-    if (one.until ? !one.until->over() : !one.operation->finished()) return false;
+    if (one.number != number && !one.passed()) return false;
     for (auto& tensor : one.tensors) over.push_back(std::move(tensor));
     return true;
   });

@@ -14,6 +14,7 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -79,11 +80,12 @@ class DeviceLane : public std::enable_shared_from_this<DeviceLane> {
   HostStaging& staging() { return staging_; }
   // How ranks work together without the host, once they have connected.
   std::shared_ptr<DeviceGroup>& group() { return group_; }
-  void keep_until_finished(std::vector<at::Tensor> tensors, std::shared_ptr<Operation> operation);
-  // Keeps tensors alive until the stream has done with them.
-  void keep(std::vector<at::Tensor> tensors, const StagingUse& until);
-  // Those that need not be kept any longer; the caller drops them without the lock.
-  std::vector<at::Tensor> sweep();
+  // Keeps tensors alive until the stream has done with them, which `passed` says by plain loads.
+  // Returns the number they are kept under, from 1.
+  uint64_t keep(std::vector<at::Tensor> tensors, std::function<bool()> passed);
+  // Those that need not be kept any longer, and those under `number`; the caller drops them without
+  // the lock.
+  std::vector<at::Tensor> sweep(uint64_t number = 0);
 
   // Lets a barrier begin when the current stream has come to where it is now, and the group's
   // collectives have ended.
@@ -92,9 +94,9 @@ class DeviceLane : public std::enable_shared_from_this<DeviceLane> {
  private:
   static constexpr int kCollectives = -3, kSent = -2;
   struct Kept {
+    uint64_t number;
     std::vector<at::Tensor> tensors;
-    std::optional<StagingUse> until;
-    std::shared_ptr<Operation> operation;  // where nothing was staged
+    std::function<bool()> passed;
   };
   void* stream(int what);
   void* take_event();
@@ -115,6 +117,7 @@ class DeviceLane : public std::enable_shared_from_this<DeviceLane> {
   Last last_, last_captured_;
   const c10::Stream behind_;
   std::vector<Kept> kept_;
+  uint64_t keeps_ = 0;
   std::mutex events_mutex_;
   std::vector<void*> free_events_;
   uint64_t gates_ = 0;

@@ -6,6 +6,7 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <cstring>
 #include <sstream>
 
@@ -206,12 +207,15 @@ std::byte* OperationBuilder::memory_of(const at::Tensor& tensor, bool reads, boo
   if (factor_ && reads && device_.is_cpu()) {
     scaled_.push_back({data, static_cast<size_t>(tensor.numel())});
   }
+  if (!device_.is_cpu()) owner_ = std::move(memory);
   return data;
 }
 
 void OperationBuilder::push_back(std::byte* data, size_t count) {
   operation_->work.push_back({data, count});
-  if (!device_.is_cpu()) uses_.push_back(use_);
+  if (device_.is_cpu()) return;
+  uses_.push_back(use_);
+  owners_.push_back(owner_);
 }
 
 void OperationBuilder::add(const at::Tensor& tensor, bool reads, bool writes) {
@@ -262,11 +266,28 @@ void OperationBuilder::add_split(const at::Tensor& tensor, const std::vector<int
 void OperationBuilder::add_empty(int count) {
   operation_->work.add_empty(static_cast<size_t>(count));
   uses_.resize(static_cast<size_t>(count));
+  owners_.resize(static_cast<size_t>(count));
 }
 
-// Every region gets memory of its own on the host, so overlaps need no care; outputs that share
-// memory are refused as ever.
+// An input that lies where results are written goes by a copy of the whole tensor, which is made
+// with the packing of others. Through the host it would not have to, but what this rank alone knows
+// must not choose the way.
+void OperationBuilder::separate_on_device(int rank) {
+  for (const size_t i : overlapping_inputs(*operation_, rank)) {
+    const at::Tensor& from = owners_[i];
+    auto known = std::find_if(pack_.begin(), pack_.end(),
+                              [&](const Staged& one) { return one.tensor.is_same(from); });
+    if (known == pack_.end()) {
+      known = pack_.insert(pack_.end(), {from, at::empty(from.sizes(), from.options())});
+    }
+    Region& region = operation_->work[i];
+    const auto offset = region.data - static_cast<const std::byte*>(from.data_ptr());
+    region.data = static_cast<std::byte*>(known->temporary.data_ptr()) + offset;
+  }
+}
+
 std::shared_ptr<Operation> OperationBuilder::take_from_device(int rank) {
+  separate_on_device(rank);
   auto made = std::make_shared<DeviceTensors>(device_);
   made->collective = operation_->collective;
   made->op = operation_->op;
@@ -276,7 +297,6 @@ std::shared_ptr<Operation> OperationBuilder::take_from_device(int rank) {
   made->wire = operation_->wire;
   made->timeout = operation_->timeout;
   made->work = operation_->work;
-  (void)separate_overlaps(*operation_, rank);
   made->uses = std::move(uses_);
   made->factor = factor_;
   const c10::InferenceMode guard;

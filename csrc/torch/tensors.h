@@ -58,6 +58,7 @@ class OperationBuilder {
  private:
   using Staged = DeviceTensors::Staged;
   std::shared_ptr<Operation> take_from_device(int rank);
+  void separate_on_device(int rank);
   void push_back(std::byte* data, size_t count);
   std::byte* memory_of(const at::Tensor& tensor, bool reads, bool writes);
 
@@ -67,8 +68,12 @@ class OperationBuilder {
   std::optional<double> factor_;
   bool first_ = true;
   c10::Device device_ = c10::kCPU;
-  DeviceOperation::Use use_;                // of the tensor at hand
-  std::vector<DeviceOperation::Use> uses_;  // by region
+  // Of the tensor at hand, on a device: what is done with it, and the one whose memory it is.
+  DeviceOperation::Use use_;
+  at::Tensor owner_;
+  // By region.
+  std::vector<DeviceOperation::Use> uses_;
+  std::vector<at::Tensor> owners_;
 };
 
 // One dense, known-dtype tensor of the CPU or a device that is served, or UsageError naming the

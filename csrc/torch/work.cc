@@ -165,7 +165,21 @@ bool Work::isCompleted() {
 }
 
 void Work::synchronize() {
-  if (device_) device_->event->hold(device_->lane->current_native());
+  if (!device_) return;
+  device_->event->hold(device_->lane->current_native());
+  let_go();
+}
+
+// The stream of the call has just been made to wait, so whoever gets the memory after it comes
+// after the end: nobody need keep the tensors, as after a synchronous call. Other operations may be
+// over.
+void Work::let_go() const {
+  DeviceLane& lane = *device_->lane;
+  const bool waits = lane.current_native() == device_->caller;
+  std::vector<at::Tensor> over;
+  // A call may hold the lock for long, and sweeps itself.
+  const std::unique_lock lock(lane.mutex(), std::try_to_lock);
+  if (lock) over = lane.sweep(waits ? device_->kept : 0);
 }
 
 // The current stream waits; the host only when it has been told to, and then for the stream as

@@ -14,6 +14,7 @@
 #include <torch/version.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
@@ -28,11 +29,12 @@ namespace pycomm {
 struct DeviceEnd {
   std::shared_ptr<DeviceLane> lane;
   DeviceLane::EventPtr event;
-  std::optional<StagingUse> last;  // of what was staged, if anything was
-  bool blocking;                   // wait() waits for the end itself
+  std::function<bool()> passed;  // the stream has done with it; null: a graph has it
+  bool blocking;                 // wait() waits for the end itself
+  void* caller;                  // the stream that was current at the call
+  uint64_t kept = 0;             // what the lane keeps for it, 0: nothing
 
-  // Whether the stream has done with an operation that is finished.
-  bool reached() const { return !last || last->over(); }
+  bool reached() const { return !passed || passed(); }
 };
 
 class Work final : public c10d::Work {
@@ -48,8 +50,11 @@ class Work final : public c10d::Work {
 
   // Before submit().
   void ends_on_device(DeviceEnd end) { device_ = std::move(end); }
-  // When everything is on the stream.
-  void ended_on(void* stream) { device_->event->record(stream); }
+  // When everything is on the stream, before anybody else has the work. `kept`: see DeviceEnd.
+  void ended_on(void* stream, uint64_t kept) {
+    device_->event->record(stream);
+    device_->kept = kept;
+  }
 
   // Instead of submit(), for what a graph captures: the engine has nothing to do with it.
   void captured(const std::shared_ptr<Engine>& engine, std::shared_ptr<Operation> operation);
@@ -77,6 +82,7 @@ class Work final : public c10d::Work {
  private:
   void get_on(bool patient);
   bool wait_on_device(std::chrono::milliseconds timeout);
+  void let_go() const;
   c10::intrusive_ptr<c10::ivalue::Future> future_on_device();
   [[noreturn]] void raise_late(std::chrono::milliseconds timeout) const;
   bool ended_before_fork() const;

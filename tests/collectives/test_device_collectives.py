@@ -152,6 +152,60 @@ def test_tensors_need_not_be_contiguous_and_may_be_used_in_place(mode: str, asyn
     run_on_devices(layouts, 3, async_op, mode=mode)
 
 
+def overlapping(me: Rank, async_op: bool, count: int) -> None:
+    p, other = me.world_size, (me.rank + 1) % me.world_size
+    # The input lies in the block of the next rank.
+    whole = torch.zeros(p * count, device=here())
+    blocks = whole.view(p, count)
+    mine = blocks[other].copy_(counted(me.rank, count))
+    done(dist.all_gather_into_tensor, whole, mine, async_op=async_op)
+    expect(whole, torch.cat([counted(rank, count) for rank in range(p)]))
+    # Across two blocks, as one of a list.
+    whole.fill_(-1.0)
+    across = whole[count // 2 : count // 2 + count].copy_(counted(me.rank, count))
+    done(dist.all_gather, list(blocks.unbind(0)), across, async_op=async_op)
+    expect(whole, torch.cat([counted(rank, count) for rank in range(p)]))
+    # The result lies in what others are sent, and across it.
+    for begin in (other * count, count // 2):
+        whole.copy_(counted(me.rank, p * count))
+        out = whole[begin : begin + count]
+        done(dist.reduce_scatter_tensor, out, whole, async_op=async_op)
+        total = sum(counted(rank, p * count) for rank in range(p))
+        expect(out, total[me.rank * count : (me.rank + 1) * count])
+    # A root that scatters what it overwrites, and gathers over what it gives.
+    whole.copy_(torch.arange(p * count, device=here()) % 11)
+    wanted = whole.clone()
+    out = blocks[other] if me.rank == 0 else torch.zeros(count, device=here())
+    done(
+        dist.scatter,
+        out,
+        list(blocks.unbind(0)) if me.rank == 0 else None,
+        src=0,
+        async_op=async_op,
+    )
+    expect(out, wanted[me.rank * count : (me.rank + 1) * count])
+    mine = blocks[other].copy_(counted(me.rank, count))
+    into = list(blocks.unbind(0)) if me.rank == 0 else None
+    done(dist.gather, mine, into, dst=0, async_op=async_op)
+    if me.rank == 0:
+        expect(whole, torch.cat([counted(rank, count) for rank in range(p)]))
+    # Outputs that share memory are refused, and the group goes on.
+    with pytest.raises(ValueError, match="outputs that share memory"):
+        dist.all_gather([mine] * p, counted(me.rank, count))
+    dist.all_reduce(x := torch.ones(3, device=here()))
+    expect(x, torch.full((3,), float(p)))
+
+
+@pytest.mark.parametrize("async_op", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_input_may_lie_where_results_are_written(mode: str, async_op: bool) -> None:
+    run_on_devices(overlapping, 3, async_op, 1000, mode=mode)
+
+
+def test_an_input_may_lie_where_results_are_written_in_pieces() -> None:
+    run_on_devices(overlapping, 2, True, LARGE // 2, mode="S")
+
+
 def coalesced(me: Rank) -> None:
     group = dist.group.WORLD
     xs = [torch.full((n,), float(me.rank + 1), device=here()) for n in (3, 0, 5)]

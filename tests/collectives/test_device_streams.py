@@ -136,6 +136,31 @@ def test_tensors_live_until_the_stream_has_done_with_them(mode: str) -> None:
     run_on_devices(letting_go, 2, mode=mode)
 
 
+def given_back(me: Rank) -> None:
+    """Rank 1 waits and lets go of its input before rank 0 has joined."""
+    meet()
+    p, count = me.world_size, 12_345
+    out = torch.empty(p * count, device=here())
+    part = torch.full((count,), float(me.rank + 1), device=here())
+    if me.rank == 0:
+        hear(me, "let go")
+        dist.all_gather_into_tensor(out, part)
+    else:
+        work = dist.all_gather_into_tensor(out, part, async_op=True)
+        work.wait()
+        where = part.data_ptr()
+        del part
+        again = torch.full((count,), 99.0, device=here())
+        assert again.data_ptr() == where
+        tell(me, "let go")
+    assert torch.equal(out.cpu(), torch.arange(1.0, p + 1).repeat_interleave(count))
+
+
+@BOTH
+def test_a_stream_that_waits_for_the_end_gets_the_memory_back(mode: str) -> None:
+    run_on_devices(given_back, 2, mode=mode)
+
+
 def futures(me: Rank) -> None:
     x = torch.zeros(800, device=here())
     busy(20)
@@ -191,62 +216,6 @@ def barrier(me: Rank) -> bool:
 
 def test_a_barrier_covers_what_the_current_stream_was_given() -> None:
     assert run_on_devices(barrier, 2) == [True, True]
-
-
-def messages(me: Rank) -> None:
-    other = 1 - me.rank
-    for count in (1, 0, 3_000_000):
-        out = torch.empty(count, device=here())
-        receive = dist.irecv(out, other)  # before the other has sent, and before this one sends
-        busy(5)
-        send = dist.isend(torch.full((count,), float(me.rank), device=here()), other)
-        send.wait()
-        receive.wait()
-        assert torch.equal(out.cpu(), torch.full((count,), float(other)))
-    columns = torch.zeros(50, 2, device=here())
-    mine = torch.arange(100.0, device=here()).view(50, 2)
-    ops = [
-        dist.P2POp(dist.isend, mine[:, 1], other),
-        dist.P2POp(dist.irecv, columns[:, 0], other),
-        dist.P2POp(dist.isend, mine[:, 0].to(torch.bfloat16), other),
-        dist.P2POp(
-            dist.irecv, later := torch.empty(50, dtype=torch.bfloat16, device=here()), other
-        ),
-    ]
-    for work in dist.batch_isend_irecv(ops):
-        work.wait()
-    assert torch.equal(columns[:, 0].cpu(), mine[:, 1].cpu())
-    assert not columns[:, 1].any().item()
-    assert torch.equal(later.cpu(), mine[:, 0].cpu().to(torch.bfloat16))
-
-
-def test_messages_cross_and_a_batch_goes_out_as_one() -> None:
-    run_on_devices(messages, 2)
-
-
-def no_message_waits_for_another_peer(me: Rank) -> None:
-    """Rank 2 sends only when rank 0 has got what rank 1 sent, though rank 0 asked for it first."""
-    x = torch.zeros(4, device=here())
-    if me.rank == 0:
-        first, second = torch.zeros(4, device=here()), torch.zeros(4, device=here())
-        from_two = dist.irecv(first, 2)
-        from_one = dist.irecv(second, 1)
-        from_one.wait()
-        dist.send(second + 1, 2)
-        from_two.wait()
-        assert (first[0].item(), second[0].item()) == (7.0, 5.0)
-        assert dist.recv(x) == 1
-        assert x[0].item() == 9.0
-    elif me.rank == 1:
-        dist.send(x + 5, 0)
-        dist.send(x + 9, 0)
-    else:
-        dist.recv(x, 0)
-        dist.send(x + 1, 0)
-
-
-def test_a_receive_does_not_wait_for_those_from_other_ranks() -> None:
-    run_on_devices(no_message_waits_for_another_peer, 3)
 
 
 def titles(me: Rank) -> list[str]:

@@ -344,12 +344,36 @@ TEST("memory runs out at the size that was set") {
   must(device.allocate(1, &more));
 }
 
+TEST("with one queue a stream that waits holds what other streams are given later") {
+  for (const bool one_queue : {false, true}) {
+    FakeDevice device({.seed = 11, .one_queue = one_queue});
+    void *first = nullptr, *second = nullptr;
+    must(device.create_stream(false, &first));
+    must(device.create_stream(false, &second));
+    uint64_t gate = 0, before = 0, behind = 0;
+    must(device.write_value(second, &before, 1));
+    must(device.wait_value(first, &gate, 1));
+    must(device.write_value(second, &behind, 1));
+    if (one_queue) {
+      while (std::atomic_ref(before).load() == 0) std::this_thread::yield();
+      CHECK(device.query_stream(second) == DeviceProgress::pending);
+      CHECK(std::atomic_ref(behind).load() == 0);
+      std::atomic_ref(gate).store(1);
+    }
+    must(device.synchronize(second));
+    CHECK(std::atomic_ref(behind).load() == 1, one_queue);
+    std::atomic_ref(gate).store(1);
+    must(device.synchronize(first));
+  }
+}
+
 TEST("devices can be described in text, and what cannot be read is named") {
   const auto all =
-      FakeOptions::parse("uuid=A,words=0,delay_us=20;uuid=B,memory_bytes=65536,seed=9");
+      FakeOptions::parse("uuid=A,words=0,delay_us=20;uuid=B,memory_bytes=65536,seed=9,one_queue=1");
   CHECK(all.size() == 2);
   CHECK(all[0].uuid == "A" && !all[0].words && all[0].delay_us == 20 && all[0].ipc);
   CHECK(all[1].uuid == "B" && all[1].memory_bytes == 65536 && all[1].seed == 9);
+  CHECK(all[1].one_queue && !all[0].one_queue);
   CHECK(FakeOptions::parse("").empty());
   for (const char* wrong : {"uuid", "words=yes", "colour=1", "seed=1x"}) {
     bool refused = false;

@@ -15,7 +15,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from fake_cuda.device_ranks import DEVICE, gpu, hear, here, meet, run_on_devices, tell
+from fake_cuda.device_ranks import DEVICE, busy, gpu, hear, here, meet, run_on_devices, tell
 from ranks import Died, Rank
 
 from pycomm.errors import CommError, Mismatch, UsageError
@@ -152,12 +152,12 @@ def test_an_abort_leaves_the_device_usable(mode: str) -> None:
     run_on_devices(aborted, 2, mode=mode)
 
 
-def failing_device(me: Rank) -> str:
+def failing_device(me: Rank, calls: int) -> str:
     x = torch.ones(8, device=here())
     dist.all_reduce(x)
     gpu().synchronize()
     if me.rank == 0:
-        gpu().fail_after(0, 6, "an injected failure")
+        gpu().fail_after(0, calls, "an injected failure")
     error = None
     for _ in range(3):
         try:
@@ -171,10 +171,72 @@ def failing_device(me: Rank) -> str:
 
 
 @pytest.mark.skipif(DEVICE != "fakegpu", reason="only a fake GPU fails when it is told")
-def test_a_failure_of_a_device_reaches_all_ranks() -> None:
-    here_said, there_said = run_on_devices(failing_device, 2, mode="H")
+@pytest.mark.parametrize(("mode", "calls"), [("H", 6), ("S", 2)])
+def test_a_failure_of_a_device_reaches_all_ranks(mode: str, calls: int) -> None:
+    here_said, there_said = run_on_devices(failing_device, 2, calls, mode=mode)
     assert "an injected failure" in here_said
     assert "an injected failure" in there_said
+
+
+def failing_call(me: Rank, calls: int) -> list[str]:
+    """Rank 0 fails between announcing a collective and putting it on its stream, and goes on."""
+    first, second = (
+        torch.full((8,), scale * (me.rank + 1.0), device=here()) for scale in (1.0, 10.0)
+    )
+    dist.all_reduce(torch.ones(8, device=here()), async_op=True).wait()
+    gpu().synchronize()
+    if me.rank == 0:
+        gpu().fail_after(0, calls, "an injected failure")
+    errors = []
+    for x in (first, second):
+        try:
+            dist.all_reduce(x, async_op=True).wait()
+        except (CommError, RuntimeError) as raised:
+            errors.append(str(raised))
+    released()
+    errors.append(str(said_by(dist.barrier)))
+    return errors
+
+
+@pytest.mark.skipif(DEVICE != "fakegpu", reason="only a fake GPU fails when it is told")
+@pytest.mark.parametrize("calls", [0, 1])
+def test_no_call_is_taken_for_one_that_failed(calls: int) -> None:
+    for errors in run_on_devices(failing_call, 2, calls, mode="S"):
+        for error in errors:
+            assert "an injected failure" in error, errors
+
+
+def memory_after_a_failure(me: Rank) -> None:
+    """The stream of rank 0 comes to the collective only long after that has failed."""
+    count = 54_321
+    meet()
+    part, out = torch.ones(count, device=here()), torch.zeros(2 * count, device=here())
+    gpu().synchronize()
+    if me.rank == 1:
+        hear(me, "called")
+        dist.group.WORLD._get_backend(here()).abort()
+        said_by(dist.barrier)
+        return
+    side = gpu().Stream()
+    with gpu().stream(side):
+        busy(1500)
+        work = dist.all_gather_into_tensor(out, part, async_op=True)
+    tell(me, "called")
+    while not work.is_completed():
+        time.sleep(0.01)
+    del work, part, out
+    said_by(dist.barrier)
+    said_by(dist.all_reduce, torch.ones(8, device=here()), async_op=True)
+    fresh = [torch.full((n * count,), 7.0, device=here()) for n in (1, 2)]
+    side.synchronize()
+    time.sleep(0.3)  # no call waits for the group's own stream, which goes on now
+    for x in fresh:
+        assert torch.equal(x.cpu(), torch.full_like(x.cpu(), 7.0))
+
+
+@BOTH
+def test_a_stream_released_by_a_failure_writes_to_no_memory_that_was_given_away(mode: str) -> None:
+    run_on_devices(memory_after_a_failure, 2, mode=mode)
 
 
 def wrong_device(me: Rank) -> list[str]:
