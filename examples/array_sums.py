@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Collectives on NumPy arrays, without torch.distributed: a histogram of data no rank has whole.
 
+python examples/array_sums.py
+mpiexec -n 3 python examples/array_sums.py
 torchrun --standalone --nproc-per-node 3 examples/array_sums.py
+
+Calls are those of mpi4py's upper-case methods under other names: docs/array.md has a table.
 """
 
 import numpy as np
@@ -11,7 +15,7 @@ import pycomm
 
 def main() -> None:
     """Counts random numbers in bins, each rank its own, and adds the counts."""
-    with pycomm.Communicator() as comm:  # rank, world size and store as torchrun sets them
+    with pycomm.Communicator() as comm:  # as MPI.COMM_WORLD: from the launcher
         mine = np.random.default_rng(comm.rank).normal(size=100_000)
 
         # The bins span all ranks' numbers: two reductions under way at once.

@@ -3,7 +3,7 @@
 
     import numpy as np, pycomm
 
-    with pycomm.Communicator() as comm:     # rank and store from the environment, as under torchrun
+    with pycomm.Communicator() as comm:     # under torchrun, mpiexec, srun, or one rank alone
         x = np.ones(4, np.float32)
         comm.all_reduce(x)                  # in place: the sum over all ranks
 
@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pycomm import backend
 from pycomm.errors import CommError, UsageError
+from pycomm.launch import detect
 from pycomm.native import load
 from pycomm.options import Options
 
@@ -43,11 +44,13 @@ class Communicator(_Calls):
     """One group on one rank. Making it is collective and blocks until all ranks are connected.
 
     Args:
-        rank: This rank, 0 to world_size - 1; None: the environment's RANK.
-        world_size: How many ranks there are; None: the environment's WORLD_SIZE.
+        rank: This rank, 0 to world_size - 1; None: as the launcher says in the environment, which
+            is torchrun or whoever sets RANK and WORLD_SIZE, srun, or mpiexec; without one it is 0.
+        world_size: How many ranks there are; None: likewise; without a launcher it is 1.
         store: Where the ranks meet: "tcp://HOST:PORT", which rank 0 listens on, "file:///PATH" on a
-            file system that all share, or one of torch.distributed's stores. None: the
-            environment's MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+            file system that all share, or one of torch.distributed's stores. None: where the
+            launcher says, or if rank or world_size is given, at the environment's MASTER_ADDR and
+            MASTER_PORT.
         options: Settings of the group; None: those of the environment.
 
     Raises:
@@ -62,8 +65,12 @@ class Communicator(_Calls):
         store: str | Store | None = None,
         options: Options | None = None,
     ) -> None:
-        rank = _from_environment("RANK", rank)
-        world_size = _from_environment("WORLD_SIZE", world_size)
+        if rank is None or world_size is None:
+            launch = detect()
+            if rank is None and world_size is None and store is None:
+                store = launch.init_method or None
+            rank = launch.rank if rank is None else rank
+            world_size = launch.world_size if world_size is None else world_size
         self._options = options or Options()
         values = {"timeout_s": _TIMEOUT_S, **self._options.resolved()}
         if not isinstance(store, Store):
@@ -140,18 +147,6 @@ class Communicator(_Calls):
             self.close("its with block has ended")
         else:
             self.close(backend.shortened(f"its with block raised {kind.__name__}: {error}"), False)
-
-
-def _from_environment(name: str, given: int | None) -> int:
-    if given is not None:
-        return given
-    text = os.environ.get(name, "")
-    if not text.isdecimal():
-        raise UsageError(
-            f"Communicator: {name}={text!r} in the environment, expected a number; start the "
-            f"program with torchrun, or give {name.lower()}="
-        )
-    return int(text)
 
 
 def _open_store(store: str | None, rank: int, world_size: int, wait_s: float) -> Store:

@@ -32,6 +32,7 @@ from torch.distributed import DistError
 from pycomm.communicator import Communicator
 from pycomm.errors import CommError, UsageError
 from pycomm.options import Options
+from pycomm.parameter_server.ending import EndingStore
 
 HELLO, ENTER, PUSH, PULL, REPORT, LEAVE = range(6)
 SERVER, WORKER = 0, 1  # ranks in a pair
@@ -68,14 +69,25 @@ class Meeting:
         self.store = PrefixStore(f"parameter_server/{name}", opened)
         self._timeout_s = timeout_s
 
-    def pair(self, number: int, server: int, rank: int, timeout_s: float) -> Communicator:
+    def pair(
+        self,
+        number: int,
+        server: int,
+        rank: int,
+        timeout_s: float,
+        ended: Callable[[], str] | None = None,
+    ) -> Communicator:
         """The group of worker `number` and a server. Collective over the two, blocking.
 
+        `ended` says why the server has ended, "" if it has not; None: ask what it has told.
+
         Raises:
-            CommError: the other did not come.
+            CommError: the other did not come, or the server has ended.
         """
         options = Options(timeout_s=timeout_s, connect_timeout_s=self._timeout_s, wire="fp32")
-        return Communicator(rank, 2, PrefixStore(f"pair{number}/{server}", self.store), options)
+        store = PrefixStore(f"pair{number}/{server}", self.store)
+        ended = ended or (lambda: self.ended(server))
+        return Communicator(rank, 2, EndingStore(store, ended), options)
 
     def tell(self, key: str, value: Any) -> None:
         """Leaves something for whoever asks."""
@@ -102,14 +114,37 @@ class Meeting:
         """How many workers have one."""
         return int(self.store.add("joins", 0))
 
-    def all_come(self, workers: int) -> None:
+    def all_come(self, workers: int, servers: int) -> None:
         """Blocks until so many workers have a number.
 
         Raises:
-            CommError: they did not come in time.
+            CommError: they did not come in time, or a server has ended.
         """
+
+        def ready() -> bool:
+            self.expect_servers(servers)
+            return self.numbers() >= workers
+
         why = f"fewer than workers={workers}, which begin together, have come"
-        wait_until(lambda: self.numbers() >= workers, self._timeout_s, why)
+        wait_until(ready, self._timeout_s, why)
+
+    def expect_servers(self, servers: int) -> None:
+        """Looks whether they are there still.
+
+        Raises:
+            CommError: one has ended.
+        """
+        for server in range(servers):
+            if reason := self.ended(server):
+                raise CommError(
+                    f"Worker: {reason}; start the servers again, on a new store or with another "
+                    "name="
+                )
+
+    def ended(self, server: int) -> str:
+        """That and why a server has ended, as it has told; "" if it has not."""
+        reason = self.told(f"ended{server}")
+        return "" if reason is None else f"server {server} has ended, {reason}"
 
 
 def wait_until(ready: Callable[[], bool], timeout_s: float, why: str) -> None:

@@ -177,7 +177,10 @@ class Server:
         return ended
 
     def close(self, reason: str = "the server was closed") -> None:
-        """Ends all threads; workers that are still there raise. Writes a last checkpoint."""
+        """Ends all threads; workers that are still there raise. Writes a last checkpoint.
+
+        Blocks while threads end and the checkpoint is written, not for workers that are joining.
+        """
         self._ended.set()
         with contextlib.suppress(DistError):  # whoever holds the store may be gone
             self._meeting.tell(f"ended{self.index}", reason)
@@ -264,10 +267,14 @@ class Server:
         member: Member | None = None
         left = False
         try:
-            comm = self._meeting.pair(number, self.index, pair.SERVER, self._timeout_s)
+            comm = self._meeting.pair(
+                number, self.index, pair.SERVER, self._timeout_s, self._why_ended
+            )
             session = Session(number, comm, self._shard, self._pieces)
             with self._lock:
                 self._sessions.append(session)
+            if self._ended.is_set():  # whoever has ended it did not see this pair
+                return
             member = session.greet(self._connect_timeout_s)
             _log.info("server %d: worker %d joined at step %d", self.index, number, member.clock)
             session.answer(member, self.report)
@@ -282,6 +289,9 @@ class Server:
                     self._shard.leave(session.member)
                 session.comm.close(f"server {self.index} has ended its pair", left)
             self._end_if_done(left)
+
+    def _why_ended(self) -> str:
+        return "the server has ended" if self._ended.is_set() else ""
 
     def _lost(self, number: int, member: Member | None, error: CommError) -> None:
         """A worker died, or the server is closing."""

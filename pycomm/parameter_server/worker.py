@@ -92,7 +92,7 @@ class Worker:
                 feeds = error_feedback and wire != "fp32"
                 self._links.append(Link(server, comm, pieces, wire, feeds))
             self._enter(number if rank is None else rank, WIRES.index(wire))
-            meeting.all_come(int(described["workers"]))
+            meeting.all_come(int(described["workers"]), self.servers)
             self.pull()
         except BaseException as error:
             self._abandon(f"its worker could not join: {error}")
@@ -107,12 +107,7 @@ class Worker:
                     f"Worker: server {server} was made with {other}, server 0 with {first}; give "
                     "all servers the same model and arguments"
                 )
-        for server in range(int(first["servers"])):
-            if (reason := meeting.told(f"ended{server}")) is not None:
-                raise CommError(
-                    f"Worker: server {server} has ended, {reason}; start the servers again, on a "
-                    "new store or with another name="
-                )
+        meeting.expect_servers(int(first["servers"]))
         if first["model"] != digest_of(self._named):
             raise UsageError(
                 "Worker: the servers have a model with other parameters; build the same model on "

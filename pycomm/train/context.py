@@ -25,11 +25,11 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.utils.data import DataLoader, Dataset
 
 from pycomm.errors import UsageError
+from pycomm.launch import Launch, detect
 from pycomm.layout import Layout
 from pycomm.pipeline_parallel import Loss
 from pycomm.train.batches import StepLoader, loader_of
 from pycomm.train.groups import Groups, join
-from pycomm.train.launch import Launch, detect
 from pycomm.train.saves import Saves
 from pycomm.train.steps import Schedule, Steps
 from pycomm.train.watch import Figures, Watch

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from pycomm.launch import Launch
 from pycomm.layout import Layout
 from pycomm.native import load
 from pycomm.options import Options
 from pycomm.replicas import inner_of
-from pycomm.train.launch import Launch
 
 _TIMEOUT_S = 1800.0
 

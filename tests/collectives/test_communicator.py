@@ -223,8 +223,12 @@ def test_one_rank_needs_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     with pycomm.Communicator(0, 1) as comm:
         same(comm.all_reduce(np.ones(2)), np.ones(2))
         same(comm.all_gather(np.ones(2), np.empty(2)), np.ones(2))
-    with pytest.raises(pycomm.UsageError, match="RANK"):
+    with pycomm.Communicator() as comm:  # nobody has started several
+        assert (comm.rank, comm.world_size) == (0, 1)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(pycomm.UsageError, match="RANK='1' is in the environment and WORLD_SIZE is"):
         pycomm.Communicator()
+    monkeypatch.delenv("RANK")
     with pytest.raises(pycomm.UsageError, match="MASTER_ADDR"):
         pycomm.Communicator(0, 2)
     with pytest.raises(pycomm.UsageError, match="HOST:PORT"):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from pycomm import UsageError
-from pycomm.train.launch import Launch, detect, first_host
+from pycomm.launch import Launch, detect, first_host
 
 # As torchrun sets them for rank 1 of 2, among others.
 TORCHRUN = {
@@ -55,6 +55,8 @@ def test_anybody_who_sets_torchs_variables() -> None:
     """Ray Train's workers, operators of Kubernetes, mp.spawn."""
     env = {name: value for name, value in TORCHRUN.items() if "ELASTIC" not in name}
     assert detect(env) == Launch("environment", 1, 2, 1, "env://")
+    with pytest.raises(UsageError, match="WORLD_SIZE='2' is in the environment and RANK is not"):
+        detect({"WORLD_SIZE": "2"})
     del env["MASTER_PORT"]
     with pytest.raises(UsageError, match="WORLD_SIZE=2 are set and MASTER_PORT not"):
         detect(env)

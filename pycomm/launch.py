@@ -57,6 +57,12 @@ def detect(environment: Mapping[str, str] | None = None) -> Launch:
         return _by_mpi(env, "openmpi", "OMPI_COMM_WORLD_{}", "OMPI_COMM_WORLD_LOCAL_{}", job)
     if "PMI_SIZE" in env or "PMI_RANK" in env:
         return _by_mpi(env, "mpich", "PMI_{}", "MPI_LOCAL{}", env.get("PMI_JOBID", ""))
+    if "RANK" in env or "WORLD_SIZE" in env:
+        there, missing = ("RANK", "WORLD_SIZE") if "RANK" in env else ("WORLD_SIZE", "RANK")
+        raise UsageError(
+            f"{there}={env[there]!r} is in the environment and {missing} is not: set both, which a "
+            "launcher does, or neither"
+        )
     return Launch("none", 0, 1, 0, "")
 
 
