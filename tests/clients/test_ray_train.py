@@ -23,7 +23,9 @@ from client_runs import (
 
 # Ray starts a dozen processes, each of which imports torch or Ray.
 TIMEOUT_S = 300
-pytestmark = [needs("ray"), pytest.mark.timeout(2 * TIMEOUT_S)]
+# make test brings Ray, but not Accelerate: there test_five_lines.py has to do, as each start of Ray
+# takes a quarter of a minute.
+pytestmark = [needs("ray", "accelerate"), pytest.mark.timeout(2 * TIMEOUT_S)]
 
 
 @pytest.fixture
