@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ KINDS = ("bpe", "byte", "char")
 END_OF_TEXT = "<|endoftext|>"
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Maps text to numbers below vocab_size and back; made by prepare_text or load_tokenizer.
 
     Attributes:
@@ -30,17 +31,17 @@ class Tokenizer:
     vocab_size = 0
     end_of_text = 0
 
+    @abstractmethod
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return a text's tokens, int64[n]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_json(self) -> str:
         """Return what from_json makes it of again."""
-        raise NotImplementedError
 
 
 class ByteTokenizer(Tokenizer):

@@ -235,6 +235,31 @@ def test_every_sample_comes_once_through_any_changes_of_world_size(
         assert handed == {index: epochs for index in range(length)}
 
 
+def test_what_ranks_in_front_took_along_to_the_next_epoch_is_not_given_out_again() -> None:
+    """A drawing that once lost samples: what is left of an epoch makes no step for three ranks."""
+    handed: Counter[int] = Counter()
+    states: list[dict[str, Any]] = []
+    for weights, batch_size, batches in (
+        ([0.2, 1, 1], 2, [1, 7, 6]),
+        ([5, 0.2, 1], 1, [0, 3, 8]),
+        ([5, 1, 0.2], 2, []),
+    ):
+        ranks = samplers(13, 3, batch_size=batch_size, weights=weights, shuffle=False)
+        for one in ranks if states else []:
+            one.load_rank_states(states)
+        for one, count in zip(ranks, batches, strict=False):
+            handed.update(advance(one, count))
+        states = [one.state_dict() for one in ranks]
+    handed.update(finish(ranks))
+    assert handed == dict.fromkeys(range(13), max(one.epoch for one in ranks) + 1)
+
+
+def test_a_rank_has_samples_in_a_join_however_small_its_weight_is() -> None:
+    """Or it would go through the epochs alone."""
+    ranks = samplers(10, 3, batch_size=2, weights=[100, 1, 1], uneven="join")
+    assert [len(batches) for batches in batches_of(ranks)] == [4, 1, 1]
+
+
 @given(
     length=st.integers(20, 100),
     partition=st.sampled_from(PARTITIONS),
