@@ -18,11 +18,12 @@ import torch.distributed as dist
 
 from pycomm.checkpoint import folder as names
 from pycomm.checkpoint.files import Files
+from pycomm.checkpoint.lineage import Lineage, to_try
 from pycomm.checkpoint.reading import open_saved
 from pycomm.checkpoint.state import Entries
 from pycomm.checkpoint.structure import staged
 from pycomm.checkpoint.together import Together
-from pycomm.checkpoint.writing import write
+from pycomm.checkpoint.writing import Content, write
 from pycomm.errors import CheckpointError, UsageError
 
 
@@ -85,6 +86,7 @@ class Checkpointer:
         what = f"the folder of checkpoints {self.folder} cannot be made"
         self._together.first(what, lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self._cleaned = False
+        self._lineage = Lineage()
 
     # ---- save
 
@@ -106,19 +108,22 @@ class Checkpointer:
             raise UsageError(f"Checkpointer.save: got step={step!r}, expected 0 or more")
         entries = Entries(state, self._random_state)
         flat = entries.flat(self._together.rank)
+        content = Content(flat, entries.kinds(), entries.of_first_rank())
         if self._thread is None:
-            self._write(step, flat, entries.kinds())
+            self._write(step, content)
             return
         # What the copies were made of may be gone by the next save; only the copies are kept.
         self._copy = staged(flat, self._copy)
-        self._pending = self._thread.submit(self._write, step, self._copy, entries.kinds())
+        self._pending = self._thread.submit(self._write, step, content._replace(flat=self._copy))
 
-    def _write(self, step: int, flat: dict[str, Any], kinds: dict[str, str]) -> Path:
+    def _write(self, step: int, content: Content) -> Path:
         if not self._cleaned:
             what = f"unfinished checkpoints in {self.folder}"
             self._together.first(what, self._remove_parts)
             self._cleaned = True
-        return write(self.folder, step, flat, kinds, self._together, self._files, self._keep)
+        return write(
+            self.folder, step, content, self._together, self._files, self._keep, self._lineage
+        )
 
     def _remove_parts(self) -> None:
         """What a run that died has left of a save; another live run's would go, too."""
@@ -147,7 +152,9 @@ class Checkpointer:
         """Give everything in a state what was saved, and return the step it was saved at.
 
         The newest checkpoint whose files have their checksums is loaded; one that is broken is
-        named in a warning, and the one before it is tried. Models and optimizers are loaded
+        named in a warning, and the one before it is tried. If a run has loaded an older one and
+        gone on from there, its last is the newest: later ones are abandoned, and loaded only by
+        their step. Loading alone changes nothing in the folder. Models and optimizers are loaded
         whatever the world size and layout were, in place. What each rank has its own of is loaded
         by the rank of the same number, and by none if there was none; ShardedSampler and
         ShardedLoader get every rank's. Plain values are replaced in `state`. Names that were saved
@@ -155,7 +162,7 @@ class Checkpointer:
 
         Args:
             state: What to load, by name: as given to save, or less.
-            step: Which to load. Default: the newest.
+            step: Which to load, of the same step the one saved last. Default: the newest.
 
         Returns:
             The step, or None if there is no checkpoint at all (nothing is changed then).
@@ -165,9 +172,10 @@ class Checkpointer:
             UsageError: the state asks for what was not saved, or has other shapes.
         """
         self.wait()
-        path = self._newest_whole(step)
-        if path is None:
+        found = self._newest_whole(step)
+        if found is None:
             return None
+        path = found.path
         entries = Entries(state, self._random_state)
         manifest = names.read_manifest(path)
         plain = open_saved(path, manifest).load(entries, self._together.rank)
@@ -180,12 +188,15 @@ class Checkpointer:
             state.update(plain)
         # Nobody may go on to write, and to remove old checkpoints, while others still read.
         self._together.each(f"loading {path}", lambda: None)
+        self._lineage.stand(found, names.to_past(manifest))
         return int(manifest["step"])
 
-    def _newest_whole(self, step: int | None) -> Path | None:
-        together = self._together
-        found = together.first(f"checkpoints in {self.folder}", lambda: names.found(self.folder))
-        wanted = [one for one in found if step is None or one.step == step]
+    def _newest_whole(self, step: int | None) -> names.Found | None:
+        together, what = self._together, f"checkpoints in {self.folder}"
+        found = together.first(what, lambda: names.found(self.folder))
+        wanted = [one for one in found if one.step == step]
+        if step is None:
+            wanted = together.first(what, lambda: to_try(found, names.past_of))
         for one in wanted:
             path, rank, ranks = one.path, together.rank, together.world_size
             verdicts = together.each(
@@ -194,7 +205,7 @@ class Checkpointer:
             )
             wrong = [text for text in verdicts if text is not None]
             if not wrong:
-                return path
+                return one
             warnings.warn(f"checkpoint {path} is broken and left aside: {wrong[0]}", stacklevel=3)
         if wanted or step is not None:
             have = ", ".join(str(one.step) for one in found) or "none"

@@ -5,7 +5,7 @@ step-00000100/          named when it is whole, and not before
 __0_0.distcp        what rank 0 has written, in torch.distributed.checkpoint's format
 .metadata           that format's index
 manifest.json       every file's size and SHA-256, and what is in the checkpoint
-step-00000100.1/        the same step, saved once more by a run that was resumed before it
+step-00000100.1/        saved on course 1, by a run that left course 0 before: see lineage.py
 .part-00000200-6f3a/    one that is being written, or whose writer died
 """
 
@@ -22,20 +22,21 @@ MANIFEST = "manifest.json"
 PART = ".part-"
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _READ_BYTES = 1 << 20
+Past = tuple[tuple[int, int], ...]  # see lineage.py
 
 
 class Found(NamedTuple):
     """A checkpoint by its name: newest are largest."""
 
+    course: int
     step: int
-    again: int
     path: Path
 
 
 def found(folder: Path) -> list[Found]:
     """Return the checkpoints in a folder, newest first; they may be broken."""
     names = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("step-*")]
-    every = [Found(int(m[1]), int(m[2] or 0), path) for path, m in names if m and path.is_dir()]
+    every = [Found(int(m[2] or 0), int(m[1]), path) for path, m in names if m and path.is_dir()]
     return sorted(every, reverse=True)
 
 
@@ -44,10 +45,9 @@ def parts(folder: Path) -> list[Path]:
     return [path for path in folder.glob(PART + "*") if path.is_dir()]
 
 
-def new_name(folder: Path, step: int) -> str:
-    """Return a name for a checkpoint of a step: of those of the same step the largest."""
-    same = [one.again for one in found(folder) if one.step == step]
-    return f"step-{step:08d}" + (f".{max(same) + 1}" if same else "")
+def name_of(course: int, step: int) -> str:
+    """Return the name of a checkpoint."""
+    return f"step-{step:08d}" + (f".{course}" if course else "")
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -75,6 +75,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest["version"] != 1:
         raise ValueError(f"it has version {manifest['version']}, this pycomm reads 1")
     return manifest
+
+
+def past_of(one: Found) -> Past | None:
+    """Return the past of a checkpoint, or None if its manifest cannot be read."""
+    try:
+        return to_past(read_manifest(one.path))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def to_past(manifest: dict[str, Any]) -> Past:
+    """Return the past that is in a manifest."""
+    return tuple((int(course), int(until)) for course, until in manifest["past"])
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ torch.distributed.checkpoint.state_dict.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,12 +60,13 @@ def _inner(module: nn.Module) -> nn.Module:
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """A model's parameters by the names that get_model_state_dict gives them."""
-    named = {}
-    for name, parameter in module.named_parameters():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        named[name] = parameter
-    return named
+    return {_plain(name): parameter for name, parameter in module.named_parameters()}
+
+
+def _plain(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 # ---- models
@@ -82,6 +84,11 @@ def model_entries(modules: Sequence[nn.Module]) -> dict[str, Any]:
                 )
             entries[name] = value
     return entries
+
+
+def buffer_names(modules: Sequence[nn.Module]) -> set[str]:
+    """Return the names under which model_entries has buffers, and some that it leaves out."""
+    return {_plain(name) for module in modules for name, _ in module.named_buffers()}
 
 
 def set_model(modules: Sequence[nn.Module], entries: dict[str, Any]) -> None:
@@ -114,6 +121,18 @@ def owner(name: str, optimizer: Optimizer, modules: Sequence[nn.Module]) -> nn.M
         f"Checkpointer: no model in the state has all parameters of the optimizer {name!r}; put "
         "the model that it steps into the same state, from which its parameters have their names"
     )
+
+
+@contextlib.contextmanager
+def _without_empty_groups(optimizer: Optimizer) -> Iterator[None]:
+    """For torch, which finds a group by its first parameter: a stage may have none of it."""
+    groups = list(optimizer.param_groups)
+    optimizer.param_groups[:] = [group for group in groups if group["params"]]
+    try:
+        yield
+    finally:
+        loaded = iter(optimizer.param_groups)
+        optimizer.param_groups[:] = [next(loaded) if group["params"] else group for group in groups]
 
 
 def optimizer_entries(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -151,12 +170,13 @@ def optimizer_target(module: nn.Module, optimizer: Optimizer, saved: set[str]) -
 
 def set_optimizer(module: nn.Module, optimizer: Optimizer, flat: dict[str, Any]) -> None:
     """Give an optimizer what was loaded, by parameter name."""
-    if optimizer.state:
-        set_optimizer_state_dict(module, optimizer, flat, options=_BY_PARAMETER)
-        return
-    # Nothing but hyperparameters; torch would make a step to see what state there should be.
-    names = {parameter: name for name, parameter in _parameters(module).items()}
-    for group in optimizer.param_groups:
-        first = names[group["params"][0]]
-        for key in group.keys() - {"params"}:
-            group[key] = flat[f"param_groups.{first}.{key}"]
+    with _without_empty_groups(optimizer):
+        if optimizer.state:
+            set_optimizer_state_dict(module, optimizer, flat, options=_BY_PARAMETER)
+            return
+        # Nothing but hyperparameters; torch would make a step to see what state there should be.
+        names = {parameter: name for name, parameter in _parameters(module).items()}
+        for group in optimizer.param_groups:
+            first = names[group["params"][0]]
+            for key in group.keys() - {"params"}:
+                group[key] = flat[f"param_groups.{first}.{key}"]

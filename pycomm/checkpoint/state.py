@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pycomm.checkpoint import named
 from pycomm.checkpoint.random_state import RandomState
@@ -103,15 +103,27 @@ class Entries:
                 flat |= _under(name, named.optimizer_entries(module, optimizer))
         for name, value in self.shared.items():
             entries = _taken_apart(_state_of(value))
-            if rank != 0:  # where ranks differ all the same, rank 0's is kept
-                del entries[STRUCTURE]
+            if rank != 0:  # where ranks differ all the same, rank 0's is kept; but not of shards
+                entries = {k: v for k, v in entries.items() if type(v) not in _WHOLE}
             flat |= _under(name, entries)
         for name, value in self.per_rank.items():
             flat |= _under(f"{RANKS}.{rank}.{name}", _taken_apart(_state_of(value)))
         return flat
 
+    def of_first_rank(self) -> set[str]:
+        """Return the full names of what is saved by the lowest rank that has it: buffers.
+
+        Replicas have different ones between two forwards, and go on with those of the first.
+        """
+        return {
+            f"{name}.{buffer}"
+            for name, modules in self.models.items()
+            for buffer in named.buffer_names(modules)
+        }
+
 
 _RESERVED = (RANKS, RANDOM_STATE)
+_WHOLE = (bytes, Tensor, nn.Parameter)
 
 
 def _is_per_rank(value: Any) -> bool:

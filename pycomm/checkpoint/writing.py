@@ -9,16 +9,20 @@ import os
 import secrets
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
 
 from pycomm.checkpoint import folder as names
 from pycomm.checkpoint.files import Files, Writer
+from pycomm.checkpoint.lineage import Lineage, descends
 from pycomm.checkpoint.together import Together
 from pycomm.errors import CheckpointError
 
@@ -30,14 +34,28 @@ warnings.filterwarnings(
 )
 
 
+class Content(NamedTuple):
+    """What one rank gives to be written.
+
+    Attributes:
+        flat: Everything under its full name.
+        entries: The kind of each name of the state.
+        of_first_rank: Full names of what is to be the lowest rank's, of all that have it.
+    """
+
+    flat: dict[str, Any]
+    entries: dict[str, str]
+    of_first_rank: set[str]
+
+
 def write(
     folder: Path,
     step: int,
-    flat: dict[str, Any],
-    entries: dict[str, str],
+    content: Content,
     together: Together,
     files: Files,
     keep: int | None,
+    lineage: Lineage,
 ) -> Path:
     """Write a checkpoint and return its folder; collective, blocking.
 
@@ -54,7 +72,7 @@ def write(
     try:
         part = Path(together.first(what, lambda: str(_make_part(folder, step, files))))
         together.each(what, lambda: _must_be_seen(part))
-        _write_data(what, part, flat, together, files)
+        _write_data(what, part, content, together, files)
         mine = together.each(what, lambda: _sync(part, together.rank, files))
         digests = {name: one for written in mine for name, one in written.items()}
         manifest = {
@@ -64,10 +82,10 @@ def write(
             "world_size": together.world_size,
             "torch": str(torch.__version__),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "entries": entries,
+            "entries": content.entries,
             "files": digests,
         }
-        path = together.first(what, lambda: _give_name(folder, part, manifest, files))
+        path = together.first(what, lambda: _give_name(folder, part, manifest, files, lineage))
     except BaseException:
         if part is not None and together.rank == 0:
             with contextlib.suppress(OSError):
@@ -95,14 +113,32 @@ def _must_be_seen(part: Path) -> None:
         )
 
 
-def _write_data(
-    what: str, part: Path, flat: dict[str, Any], together: Together, files: Files
-) -> None:
+class _Planner(DefaultSavePlanner):
+    """Of what several ranks have alike each writes a part, by size, but for what is the first's."""
+
+    def __init__(self, of_first_rank: set[str]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._of_first_rank = of_first_rank
+
+    def create_local_plan(self) -> SavePlan:
+        return replace(super().create_local_plan(), planner_data=self._of_first_rank)
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        taken: set[str] = set()
+        plans = []
+        for plan in all_plans:
+            items = [item for item in plan.items if item.index.fqn not in taken]
+            taken |= plan.planner_data & {item.index.fqn for item in items}
+            plans.append(replace(plan, items=items))
+        return super().create_global_plan(plans)
+
+
+def _write_data(what: str, part: Path, content: Content, together: Together, files: Files) -> None:
     try:
         state_dict_saver.save(
-            flat,
+            content.flat,
             storage_writer=Writer(part, files),
-            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=_Planner(content.of_first_rank),
             process_group=together.group,
             no_dist=together.group is None,
         )
@@ -123,28 +159,36 @@ def _sync(part: Path, rank: int, files: Files) -> dict[str, dict[str, Any]]:
     return {path.name: names.digest(path) for path in mine}
 
 
-def _give_name(folder: Path, part: Path, manifest: dict[str, Any], files: Files) -> Path:
+def _give_name(
+    folder: Path, part: Path, manifest: dict[str, Any], files: Files, lineage: Lineage
+) -> Path:
+    step = int(manifest["step"])
+    course, manifest["past"] = lineage.next(names.found(folder), step)
     manifest["sha256"] = names.manifest_digest(manifest)
     with files.create(part / names.MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
     files.sync_file(part / names.MANIFEST)
     files.sync_folder(part)
-    path = folder / names.new_name(folder, int(manifest["step"]))
+    path = folder / names.name_of(course, step)
     files.rename(part, path)
     files.sync_folder(folder)
+    lineage.stand(names.Found(course, step, path), manifest["past"])
     return path
 
 
 def _prune(folder: Path, written: Path, keep: int | None, files: Files) -> None:
-    """Remove all but the newest `keep` checkpoints up to the one written, the oldest first.
+    """Remove what is older than the newest `keep` that the one written descends from, itself first.
 
-    Those of later steps are broken, or of a course that was left for an earlier checkpoint. They
-    stay, and take no place from those of the course that goes on.
+    Abandoned ones take no place from these, and go when the run has left their steps behind.
     """
+    if keep is None:
+        return
     found = names.found(folder)
     this = next(one for one in found if one.path == written)
-    course = [one for one in found if one <= this]
-    for one in reversed(course[keep:] if keep is not None else []):
+    past = names.past_of(this) or ()
+    kept = [one for one in found if descends(this, past, one)][:keep]
+    old = [one for one in found if one.step < kept[-1].step]
+    for one in sorted(old, key=lambda one: one.step):
         # Under another name first: a removal that is cut short must not leave half a checkpoint.
         gone = folder / f"{names.PART}{one.path.name}-{secrets.token_hex(4)}"
         files.rename(one.path, gone)

@@ -4,9 +4,10 @@
     python checkpoint_kills.py FOLDER SEED KILLS STEPS
 
 Each life is a fork of this process, which itself never trains, so that a life costs some
-milliseconds. A life loads the newest checkpoint, checks that its losses are those of a run that was
-never disturbed, trains one step, begins to save, and is killed with SIGKILL at a random operation
-of the save. At the end one life goes on to STEPS. Prints what it did; exits with 1 at a failure.
+milliseconds. A life loads the newest checkpoint, or now and then an older one, checks that it is
+what the lives before have made the newest and that its losses are those of a run that was never
+disturbed, trains one step, begins to save, and is killed with SIGKILL at a random operation of the
+save. At the end one life goes on to STEPS. Prints what it did; exits with 1 at a failure.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch._dynamo  # torch.optim imports it when first used: here once instea
 from checkpoint_runs import FailingFiles, finish, make_run, operations, seed_all, train
 
 from pycomm.checkpoint import Checkpointer
+from pycomm.checkpoint.folder import Found, found
 
 
 class KillingFiles(FailingFiles):
@@ -57,21 +59,25 @@ def undisturbed(steps: int, path: Path) -> None:
     torch.save(finish(state, steps), path)
 
 
-def begin(checkpointer: Checkpointer) -> dict[str, object]:
+def begin(checkpointer: Checkpointer, newest: int | None, step: int | None) -> dict[str, object]:
     """Load; nothing but whole checkpoints may be there under a checkpoint's name."""
     state = make_run()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        if checkpointer.load(state) is None:
+        loaded = checkpointer.load(state)
+        assert loaded == newest, f"step {loaded} is the newest instead of {newest}"
+        if loaded is None:
             seed_all(1)
+        if step is not None:
+            checkpointer.load(state, step)
     return state
 
 
-def live(folder: Path, at: int, losses: list[float]) -> None:
+def live(folder: Path, at: int, losses: list[float], newest: int | None, step: int | None) -> None:
     files = KillingFiles(at)
     checkpointer = Checkpointer(folder, keep=2, files=files)
-    state = begin(checkpointer)
+    state = begin(checkpointer, newest, step)
     done = len(state["losses"])  # type: ignore[arg-type]
     assert state["losses"] == losses[:done], "a checkpoint has another run's losses"
     files.done, files.log = 0, []
@@ -82,9 +88,9 @@ def live(folder: Path, at: int, losses: list[float]) -> None:
     print(f"  lived to the end, {files.done} operations")
 
 
-def last(folder: Path, losses: list[float]) -> None:
+def last(folder: Path, losses: list[float], newest: int | None) -> None:
     with Checkpointer(folder, keep=2) as checkpointer:
-        state = begin(checkpointer)
+        state = begin(checkpointer, newest, None)
         print(f"the last life begins at step {len(state['losses'])}")  # type: ignore[arg-type]
         assert finish(state, len(losses)) == losses
 
@@ -98,15 +104,23 @@ def main(folder: Path, seed: int, kills: int, steps: int) -> int:
     log = (folder / "log").read_text().splitlines()
     rare = [at for at, line in enumerate(log) if not line.startswith("write")]
     ends: Counter[int] = Counter()
+    there: set[Found] = set()
+    newest: int | None = None
     while ends[signal.SIGKILL] < kills:
         at = draw.choice(rare) if draw.random() < 0.6 else draw.randrange(len(log))
-        status = in_fork(live, folder / "run", at, losses)
+        older = sorted({one.step for one in there} - {newest})
+        step = draw.choice(older) if older and draw.random() < 0.3 else None
+        status = in_fork(live, folder / "run", at, losses, newest, step)
         ends[status] += 1
+        for one in set(found(folder / "run")) - there:  # one that was given its name
+            newest = one.step
+            print(f"  saved {one.path.name}" + ("" if step is None else f", after {step}"))
+        there = set(found(folder / "run"))
         if status not in (0, signal.SIGKILL) or sum(ends.values()) > 3 * kills:
             print(f"a life ended with {status} instead of SIGKILL; ends: {dict(ends)}")
             return 1
     print(f"{kills} kills, {ends[0]} lives to the end")
-    return int(in_fork(last, folder / "run", losses) != 0)
+    return int(in_fork(last, folder / "run", losses, newest) != 0)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_a_broken_or_abandoned_later_checkpoint_takes_no_place(tmp_path: Path, k
         checkpointer.load(state, 2)
         for step in (3, 4, 5):
             checkpointer.save(step, state)
-    kept = [f"step-{step:08d}" for step in (*(3, 4, 5)[-keep:], 9)]
+    kept = [*(f"step-{step:08d}.1" for step in (3, 4, 5)[-keep:]), "step-00000009"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 

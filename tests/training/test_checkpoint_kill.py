@@ -44,15 +44,23 @@ def script(*arguments: object) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)  # the lives, too
 
 
-def test_killed_in_the_middle_of_120_saves_a_run_ends_with_the_undisturbed_losses(
+def test_killed_in_the_middle_of_200_saves_runs_end_with_the_undisturbed_losses(
     tmp_path: Path,
 ) -> None:
-    seed = random.randrange(10**6)
-    with script(HERE / "checkpoint_kills.py", tmp_path, seed, 120, 200) as process:
-        said, _ = process.communicate(timeout=150)
-    print(said)
-    assert process.returncode == 0
-    assert said.count("killed at") == 120
+    """Two runs at the same time, each on a core."""
+    seed, kills = random.randrange(10**6), 100
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for number in range(2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            kill = script(HERE / "checkpoint_kills.py", folder, seed + number, kills, 200)
+            runs.append(stack.enter_context(kill))
+        for process in runs:
+            said, _ = process.communicate(timeout=150)
+            print(said)
+            assert process.returncode == 0
+            assert said.count("killed at") == kills
 
 
 # ---- power cuts
