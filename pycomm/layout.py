@@ -99,6 +99,11 @@ class Layout:
                 f'Layout(schedule="interleaved", stages={self.stages}, pp={self.pp}): expected '
                 "stages=2 or more and pp=2 or more"
             )
+        if self.microbatches is not None and self.microbatches < self.pp:
+            raise UsageError(
+                f"Layout(microbatches={self.microbatches}, pp={self.pp}): expected {self.pp} or "
+                "more microbatches, so that each stage has one"
+            )
         if self.sequence and self.tp == 1:
             raise UsageError("Layout(sequence=True, tp=1): sequence parallel needs tp=2 or more")
         if self.mode != "sync" and (self.tp > 1 or self.pp > 1 or self.shard):

@@ -26,8 +26,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import pipelining
 from torch.distributed.pipelining import PipelineStage
 
-from pycomm.errors import UsageError
+from pycomm.errors import CommError, UsageError
 from pycomm.layout import Layout
+from pycomm.train.buffers import unchanged
 from pycomm.train.gradients import MeanOverReplicas
 
 Loss = Callable[[Any, Any], Tensor]
@@ -115,11 +116,12 @@ def costs_of(
             seconds = []
             for _ in range(repeats):
                 given = x.detach().requires_grad_() if x.is_floating_point() else x
-                begin = time.perf_counter()
-                y = layer(given)
-                wanted = [p for p in (given, *layer.parameters()) if p.requires_grad]
-                torch.autograd.grad(y.sum(), wanted, allow_unused=True)
-                seconds.append(time.perf_counter() - begin)
+                with unchanged(layer):
+                    begin = time.perf_counter()
+                    y = layer(given)
+                    wanted = [p for p in (given, *layer.parameters()) if p.requires_grad]
+                    torch.autograd.grad(y.sum(), wanted, allow_unused=True)
+                    seconds.append(time.perf_counter() - begin)
             costs.append(min(seconds))
             x = y.detach()
     return costs
@@ -139,6 +141,14 @@ class Stage(nn.Module):
             for layer in self.layers:
                 x = layer(x)
         return x
+
+
+class _ShapeFinding(PipelineStage):
+    """torch's stage, which finds the shapes of messages by a forward that is no training."""
+
+    def _forward_metadata_inference(self, *args: Any, **kwargs: Any) -> Any:
+        with unchanged(self.submod):
+            return super()._forward_metadata_inference(*args, **kwargs)
 
 
 def part_of(model: nn.Module, names: Sequence[str]) -> nn.Module:
@@ -224,6 +234,8 @@ class Pipeline(nn.Module):
                 return_outputs=False,
             )
             gradients = [p.grad for p in parameters]
+        except Exception as error:
+            raise _cause_of(error) from None
         finally:
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = gradient
@@ -241,7 +253,7 @@ class Pipeline(nn.Module):
         """Returns the schedule of a shape: torch's stages remember those of their messages."""
         if shape not in self._schedules:
             stages = [
-                PipelineStage(stage, index, self._count, torch.device("cpu"), group=self._group)
+                _ShapeFinding(stage, index, self._count, torch.device("cpu"), group=self._group)
                 for index, stage in self._stages.items()
             ]
             single = self._layout.schedule == "1f1b"
@@ -294,6 +306,14 @@ class _HandOut(torch.autograd.Function):
         ctx.pipeline.hand_out(ctx.gradients, gradient.item() / ctx.scale)
         ctx.gradients = None
         return None, None, None, None
+
+
+def _cause_of(error: Exception) -> Exception:
+    """The error of a rank that failed, where torch has wrapped it into one of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, CommError):
+        cause = cause.__cause__
+    return error if cause is None else cause
 
 
 def _send_to_all(value: Tensor | None, owner: int, group: dist.ProcessGroup) -> Tensor:

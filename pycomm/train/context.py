@@ -151,6 +151,7 @@ class Context:
         wrapped = self._given()
         if model is not None and model is not wrapped.model:
             raise UsageError("unwrap: this is not the model that wrap returned")
+        wrapped.same_buffers()
         layout = self.layout
         if layout.tp == layout.pp == 1 and not layout.shard:
             return wrapped.part
@@ -161,6 +162,7 @@ class Context:
 
         Collective. Tensors are copies.
         """
+        self._given().same_buffers()
         return self._given().directory.gather()
 
     # ---- data

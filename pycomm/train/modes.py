@@ -21,6 +21,7 @@ from pycomm.errors import CommError, UsageError
 from pycomm.layout import Layout
 from pycomm.local_sgd import DiLoCo, LocalSGD
 from pycomm.parameter_server import Server, Worker, same_as
+from pycomm.train.buffers import take_the_first_replicas
 from pycomm.train.groups import Groups
 
 _sets = itertools.count()  # of servers that this process has met, the same on all ranks
@@ -152,6 +153,7 @@ class Served:
         try:
             if self._group.size() > 1:
                 dist.barrier(group=self._group)
+                take_the_first_replicas(self._model, self._group)
         except CommError as error:  # who has died takes no more steps
             warnings.warn(f"training ends without a rank: {error}", stacklevel=2)
         worker.pull()

@@ -94,6 +94,8 @@ class Steps:
         scaled.backward()  # type: ignore[no-untyped-call]
         self._done = (self._done + 1) % accumulate
         self._expect_micro_step()
+        if self._done == 0:
+            self._wrapped.after_backward()
         return self._done == 0
 
     def _expect_micro_step(self) -> None:
@@ -137,6 +139,7 @@ class Steps:
 
     def finish(self) -> None:
         """Joins replicas that train apart for good; collective."""
+        self._wrapped.same_buffers()
         if self.rounds is not None:
             self.rounds.finish()
             self.rounds.detach()

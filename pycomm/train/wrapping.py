@@ -28,6 +28,7 @@ from pycomm.pipeline_parallel import (
     part_of,
 )
 from pycomm.tensor_parallel import Plan, apply_plan, blocks_of, find_plan
+from pycomm.train.buffers import take_the_first_replicas
 from pycomm.train.gradients import MeanOverReplicas
 from pycomm.train.groups import Groups
 from pycomm.train.named import Directory, outline, retarget
@@ -44,12 +45,25 @@ class Wrapped:
         part: This rank's parameters under the names of one process.
         directory: Finds the whole model again.
         mean: Averages gradients where neither DataParallel nor FSDP2 does.
+        replicas: The ranks that hold the same part, where buffers are the first one's; None:
+            replicas train apart.
     """
 
     model: nn.Module
     part: nn.Module
     directory: Directory
     mean: MeanOverReplicas | None
+    replicas: dist.ProcessGroup | None
+
+    def same_buffers(self) -> None:
+        """Gives all replicas the first one's buffers, unless they train apart; collective."""
+        if self.replicas is not None:
+            take_the_first_replicas(self.part, self.replicas)
+
+    def after_backward(self) -> None:
+        """To be called when the gradients of a step are there; collective."""
+        if not isinstance(self.model, DataParallel):  # which does so before the next forward
+            self.same_buffers()
 
     def reduce(self, wanted: bool) -> None:
         """Says whether the next backward averages over replicas; local."""
@@ -142,7 +156,8 @@ def spread(
     if optimizer is not None:
         retarget(optimizer, names, dict(part.named_parameters()))
     pipeline = groups.of("pp") if layout.pp > 1 else None
-    return Wrapped(wrapped, part, Directory(part, whole, pipeline), mean)
+    replicas = groups.of("dp") if layout.mode == "sync" else None
+    return Wrapped(wrapped, part, Directory(part, whole, pipeline), mean, replicas)
 
 
 def _check_fits(

@@ -124,7 +124,8 @@ def train(
                         break
     except SystemExit as ended:  # by a signal, with a checkpoint
         losses.append(mean_over(ctx, part))
-        return Outcome(losses, norms, {}, {"exit": ended.code, "given": given})
+        extra = {"exit": ended.code, "given": given, "replica": ctx.replica}
+        return Outcome(losses, norms, {}, extra)
     ctx.finish()
     return Outcome(losses, norms, ctx.state_dict(), {"given": given, "replica": ctx.replica})
 
@@ -132,6 +133,18 @@ def train(
 def fingerprints(inputs: Tensor) -> list[int]:
     """A number for each row, by which it can be told from others."""
     return [int((row * torch.arange(1, LENGTH + 1) ** 3).sum()) for row in inputs]
+
+
+def order_of(steps: int) -> list[int]:
+    """Samples in the order in which a run takes them."""
+    count = len(rows_of())
+    return [
+        index
+        for epoch in range(-(-steps * ROWS // count))
+        for index in torch.randperm(
+            count, generator=torch.Generator().manual_seed(1_000_003 * 7 + epoch)
+        ).tolist()
+    ]
 
 
 def alone(fields: Mapping[str, Any], steps: int = STEPS) -> Outcome:
@@ -144,13 +157,7 @@ def alone(fields: Mapping[str, Any], steps: int = STEPS) -> Outcome:
     model = model_of(fields.get("dtype", torch.float64), fields.get("layers", 2))
     optimizer = optimizer_of(model)
     dataset, parts = rows_of(), fields.get("parts", 1)
-    order = [
-        index
-        for epoch in range(-(-steps * ROWS // len(dataset)))
-        for index in torch.randperm(
-            len(dataset), generator=torch.Generator().manual_seed(1_000_003 * 7 + epoch)
-        ).tolist()
-    ]
+    order = order_of(steps)
     losses, norms = [], []
     for step in range(steps):
         inputs, targets = dataset[order[step * ROWS : (step + 1) * ROWS]]
