@@ -274,7 +274,7 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--backend", default="pycomm", help="name for torch.distributed.init_process_group")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU a local rank")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: GPUs in turn")
     add("--data", default="manual", help="manual, stdlib, or a file: Python's own prose or source")
     add("--data-bytes", type=int, default=2_000_000, help="use at most this many bytes of it")
     add("--out", type=Path, default=Path("out"), help="folder for checkpoint, curve and summary")
@@ -304,7 +304,8 @@ def main() -> None:
     args = parse_args()
     device = torch.device("cpu")
     if args.device == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        number = int(os.environ.get("LOCAL_RANK", 0))
+        device = torch.device("cuda", number % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
         dist.init_process_group(args.backend)

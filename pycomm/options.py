@@ -176,7 +176,7 @@ class Options:
             PYCOMM_SEGMENT_BYTES.
         check_plans: Prove each algorithm before its first use. PYCOMM_CHECK_PLANS.
         device_mode: How ranks exchange what is on their GPUs: "H" through memory of the host, "S"
-            by streams where they share one, "auto" for S where it can be. Default: H.
+            by streams where they share one, "auto" for what fits. Default: auto.
             PYCOMM_DEVICE_MODE.
         blocking_wait: Calls on a device's tensors return, synchronous ones at once and asynchronous
             ones from wait(), when they are over, so that errors are raised where they happen;

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from pycomm.errors import UsageError
+from pycomm.native import load
 from pycomm.replace import REPLACEABLE, install, parse_names
 
 EXIT_USAGE = 2
@@ -82,10 +83,10 @@ def _check_program(program: str, is_module: bool) -> None:
 def _notes(names: tuple[str, ...]) -> list[str]:
     """What the user should know before the program starts."""
     notes = []
-    if {"nccl", "xccl"} & set(names):
+    if {"nccl", "xccl"} & set(names) and not load().build_info()["cuda"]:
         notes.append(
-            f"{','.join(names)} replaced: pycomm takes CPU tensors only; a collective on a CUDA "
-            "tensor raises UsageError"
+            f"{','.join(names)} replaced: this pycomm was built without CUDA; a collective on a "
+            "CUDA tensor raises UsageError"
         )
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") != "1":
         notes.append(

@@ -46,7 +46,7 @@ struct BackendOptions final : c10d::Backend::Options {
   bool blocking_wait = false;
   // How ranks work together on their devices: 'H' or 'S', or 0 for what fits, see
   // engine/device_mode.h.
-  char device_mode = 'H';
+  char device_mode = 0;
 };
 
 class Backend;

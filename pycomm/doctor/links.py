@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import DebugLevel, set_debug_level
 
+from pycomm.doctor.devices import measure_devices
+
 SMALL_BYTES = 8
 LARGE_BYTES = 16 << 20
 PILOT_BYTES = 1 << 20
@@ -106,6 +108,8 @@ def _measured(
         "figures": backend.figures(),
         "algorithms": {name: algorithm_ranges(backend, name) for name in COLLECTIVES},
     }
+    step("measuring devices")
+    findings["devices"] = measure_devices()  # last: what fails there fails the group
     return findings, [one for one, _ in gathered]
 
 

@@ -191,7 +191,25 @@ def _ranks(ranks: dict[str, Any] | None) -> list[str]:
         lines += _pairs(ranks)
     if "figures" in ranks:
         lines += _figures(ranks["figures"])
+    if ranks.get("devices"):
+        lines += _devices(ranks["devices"])
     return [*lines, *_algorithms(ranks["algorithms"]), ""]
+
+
+def _devices(devices: dict[str, Any]) -> list[str]:
+    """The mode in which ranks work together on their GPUs."""
+    names = [one or "none" for one in devices["devices"]]
+    alike = names[0] if len(set(names)) == 1 else ", ".join(names)
+    lines = [f"rank by rank: {alike}" if len(set(names)) > 1 else f"{alike} of every rank"]
+    if devices["error"]:
+        lines.append(f"failed: {devices['error']}")
+    elif devices["mode"]:
+        lines.append(f"mode {devices['mode']}")
+        lines.append(
+            f"all_reduce of 8 B {devices['latency_us']:.1f} us, of 16 MiB "
+            f"{devices['bandwidth_gbps']:.1f} GB/s"
+        )
+    return _section("devices", _folded(lines))
 
 
 def _pairs(ranks: dict[str, Any]) -> list[str]:

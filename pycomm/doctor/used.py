@@ -26,7 +26,7 @@ def decisions(report: dict[str, Any]) -> list[dict[str, str]]:
     best = "the best that this processor and build have"
     return [
         _used("CPU tensors", "pycomm", "it registered itself for cpu and cuda"),
-        _used("CUDA tensors", "nothing", _cuda_reason(report["gpus"])),
+        _used("CUDA tensors", *_cuda(report["gpus"], report["ranks"])),
         _used(
             "within a host",
             within,
@@ -59,7 +59,17 @@ def _transport_within(listed: list[str], memfd: bool) -> str:
     return able[0] if able else "none"
 
 
-def _cuda_reason(gpus: dict[str, Any]) -> str:
-    if gpus["devices"]:
-        return 'pycomm takes CPU tensors only: init_process_group("cpu:pycomm,cuda:nccl")'
-    return "torch sees no GPU, and pycomm takes CPU tensors only"
+def _cuda(gpus: dict[str, Any], ranks: dict[str, Any] | None) -> tuple[str, str]:
+    """(What serves them, why)."""
+    if not gpus["devices"]:
+        return "nothing", "torch sees no GPU"
+    if not gpus["pycomm_cuda"]:
+        why = "pycomm was built without nvcc; build it with the CUDA toolkit"
+        return "nothing", f'{why}, or init_process_group("cpu:pycomm,cuda:nccl")'
+    if gpus["pycomm_error"]:
+        return "nothing", str(gpus["pycomm_error"])
+    found = ranks and ranks.get("devices")
+    if not found or not found["mode"]:
+        return "pycomm", "the ranks choose how at their first collective on a GPU"
+    mode, _, why = found["mode"].partition(": ")
+    return f"pycomm, mode {mode}", why

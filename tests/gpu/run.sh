@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds, questions, checks and times everything CUDA on the machine it runs on, in under ten minutes.
-# Needs a GPU, nvcc, cmake and ninja (or make). Leaves in OUT (default: build/gpu): questions.txt,
-# gpu_kernels.json, gpu_ranks.json, sanitizer.txt, summary.json. What fails does not stop the rest; the
-# exit status says whether all passed.
+# Needs a GPU, nvcc, cmake and ninja (or make); for the second half Python with torch for CUDA, pytest,
+# pytest-timeout, hypothesis and ninja. Leaves in OUT (default: build/gpu): questions.txt, gpu_kernels.json,
+# gpu_ranks.json, torch.txt, gpt.txt, doctor.txt, torch_operations.json, sanitizer.txt, summary.json. What
+# fails does not stop the rest; the exit status says whether all passed.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
@@ -42,6 +43,15 @@ json() {
   cat "$output"
 }
 
+# torch's half builds beside the other one, into this folder and build/gpu/egg.
+PYTHON=${PYTHON:-python3}
+with_torch=false
+if "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+  with_torch=true
+  PYCOMM_CUDA=ON timeout -k 5 "$(limit 300)" "$PYTHON" setup.py -q build_ext --inplace \
+    > "$OUT/extension.log" 2>&1 &
+  extension=$!
+fi
 generator=()
 command -v ninja > /dev/null && generator=(-G Ninja)
 cmake "${generator[@]}" -S . -B build/gpu -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=ON > "$OUT/configure.log" 2>&1 &&
@@ -59,6 +69,31 @@ if command -v compute-sanitizer > /dev/null; then
   # Not the kernels that wait for one another: so slowed down, their waits would end.
   step "compute-sanitizer" 120 "$OUT/sanitizer.txt" \
     compute-sanitizer --error-exitcode 1 build/gpu/gpu_kernels check alone
+fi
+if $with_torch; then
+  mkdir -p build/gpu/egg
+  if wait $extension && "$PYTHON" setup.py -q egg_info --egg-base build/gpu/egg >> "$OUT/extension.log" 2>&1; then
+    export PYTHONPATH=$PWD:$PWD/build/gpu/egg OMP_NUM_THREADS=1
+    step "torch: the tests of devices" 150 "$OUT/torch.txt" env PYCOMM_TEST_DEVICE=cuda "$PYTHON" -m pytest \
+      -q -p no:cacheprovider tests/collectives/test_device_*.py tests/faults/test_device_faults.py \
+      tests/training/test_device_training.py
+    gpt() { # NAME RANKS
+      "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$2" examples/ddp_unchanged.py \
+        --backend pycomm --device cuda --steps 30 --out "$OUT/$1"
+    }
+    export -f gpt
+    export OUT PYTHON
+    step "torch: the GPT example with DDP, 2 ranks on one GPU and 1 process" 90 "$OUT/gpt.txt" bash -c \
+      'gpt gpt_1 1 && gpt gpt_2 2 && "$PYTHON" examples/compare_runs.py "$OUT/gpt_1" "$OUT/gpt_2"'
+    step "torch: doctor" 60 "$OUT/doctor.txt" "$PYTHON" -m pycomm doctor --world 2
+    json "torch: rates of its own operations" 60 "$OUT/torch_operations.txt" "$PYTHON" \
+      benchmarks/gpu_torch_operations.py --symmetric-memory --json "$OUT/torch_operations.json"
+  else
+    failed+=("extension")
+    tail -30 "$OUT/extension.log"
+  fi
+else
+  failed+=("torch: $PYTHON has no torch that sees the GPU")
 fi
 list=""
 for name in "${failed[@]}"; do list+="${list:+, }\"$name\""; done

@@ -11,6 +11,7 @@ import pytest
 
 import pycomm
 from pycomm.__main__ import main
+from pycomm.native import load
 from pycomm.replace import parse_names, rewritten
 
 GLOO, BOTH = ("gloo",), ("gloo", "nccl")
@@ -110,4 +111,5 @@ def test_the_program_sees_its_own_arguments_folder_and_exit_code(tmp_path: Path)
         timeout=120,
     )
     assert (done.returncode, done.stdout.strip()) == (7, "['--replace', 'x', '-m', 'y']"), done
-    assert "pycomm run: nccl replaced: pycomm takes CPU tensors only" in done.stderr
+    said = "pycomm run: nccl replaced: this pycomm was built without CUDA" in done.stderr
+    assert said is not load().build_info()["cuda"]
