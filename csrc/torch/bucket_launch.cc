@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "bucket/pack.h"
 #include "torch/bucket_reducer.h"
+#include "torch/premul_sum.h"
 #include "torch/tensors.h"
 
 namespace pycomm {
@@ -39,7 +40,7 @@ void BucketReducer::divide_by(int divisor) {
     op_ = c10d::ReduceOp::AVG;
   } else {
     factor_ = 1.0 / (divisor ? divisor : backend_->getSize());
-    op_ = c10d::makePreMulSum(*factor_);
+    op_ = premul_sum(*factor_);
   }
 }
 

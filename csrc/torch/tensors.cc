@@ -4,7 +4,6 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <cstring>
@@ -13,16 +12,10 @@
 #include "kernels/reduce.h"
 #include "torch/arena_allocator.h"
 #include "torch/device_registry.h"
+#include "torch/premul_sum.h"
 
 namespace pycomm {
 namespace {
-
-// The class was renamed in torch 2.13.
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
-using PremulSupplement = c10d::PreMulSumSupplement;
-#else
-using PremulSupplement = c10d::NCCLPreMulSumSupplement;
-#endif
 
 std::optional<DType> known_dtype(at::ScalarType type) {
   switch (type) {
