@@ -25,6 +25,7 @@ class BackendOptions(_TorchBackend.Options):
     check_plans: bool
     blocking_wait: bool
     device_mode: str
+    inter: str
     flight_dir: str
     group_name: str  # type: ignore[assignment]
     def __init__(self) -> None: ...

@@ -111,6 +111,15 @@ def _device_mode(name: str, value: str) -> str:
     return value
 
 
+def _inter(name: str, value: str) -> str:
+    from pycomm.inter import check
+
+    if value in ("", "none"):
+        return ""
+    check(name, value)
+    return value
+
+
 def _level(name: str, value: str) -> str:
     if value not in ("error", "warning", "info", "debug"):
         raise UsageError(f"{name}={value!r}: expected error, warning, info or debug")
@@ -132,6 +141,7 @@ VARIABLES: Mapping[str, tuple[str | None, Callable[[str, str], Any]]] = {
     "PYCOMM_SEGMENT_BYTES": ("segment_bytes", _integer(4096, 1 << 24)),
     "PYCOMM_CHECK_PLANS": ("check_plans", _flag),
     "PYCOMM_DEVICE_MODE": ("device_mode", _device_mode),
+    "PYCOMM_INTER": ("inter", _inter),
     "PYCOMM_BLOCKING_WAIT": ("blocking_wait", _flag),
     "PYCOMM_FLIGHT_DIR": ("flight_dir", _text),
     "PYCOMM_ARENA": (None, _flag),
@@ -178,6 +188,10 @@ class Options:
         device_mode: How ranks exchange what is on their GPUs: "H" through memory of the host, "S"
             by streams where they share one, "auto" for what fits. Default: auto.
             PYCOMM_DEVICE_MODE.
+        inter: The backend that carries tensors on GPUs between hosts: "nccl", or another name
+            that torch.distributed knows, "pycomm" for this one. all_reduce, reduce_scatter and
+            all_gather then go within each host first or last, so that as little as possible
+            crosses. Default: "none", one exchange among all ranks. See docs/gpu.md. PYCOMM_INTER.
         blocking_wait: Calls on a device's tensors return, synchronous ones at once and asynchronous
             ones from wait(), when they are over, so that errors are raised where they happen;
             otherwise only streams wait. PYCOMM_BLOCKING_WAIT.
@@ -198,6 +212,7 @@ class Options:
     segment_bytes: int | None = None
     check_plans: bool | None = None
     device_mode: str | None = None
+    inter: str | None = None
     blocking_wait: bool | None = None
     flight_dir: str | None = None
 

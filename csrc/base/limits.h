@@ -264,4 +264,15 @@ inline constexpr size_t kDeviceSlotBytesMin = 64 * 1024;
 inline constexpr auto kDeviceSetupTimeout = 30s;
 inline constexpr auto kDevicePatience = 2s;
 
+// Groups that hand on to another backend between hosts, torch/hierarchy.h. Below this many bytes an
+// all_reduce goes through one rank of each host: a share of it would take a latency to cross, not
+// its bytes.
+inline constexpr size_t kSharedBytesMin = 64 * 1024;
+// What a half's own deadline is beyond the operation's: the group's comes first and names ranks.
+// The groups of the halves are set up within this, since all ranks have just met. And how often
+// another backend is asked whether it has failed.
+inline constexpr auto kHalfPatience = 10s;
+inline constexpr auto kHalfConnectTimeout = 60s;
+inline constexpr auto kHalfAskedEvery = 100ms;
+
 }  // namespace pycomm

@@ -80,9 +80,9 @@ std::string Engine::flight_json() const {
 void raise(const Operation& operation, const Failure& failure, int rank, int world_size) {
   const bool numbered = operation.sequence != 0 && !is_message(operation);
   Failure told = failure;
-  told.text =
-      str(name_of(operation.collective), numbered ? str(" #", operation.sequence) : std::string(),
-          " on rank ", rank, " of ", world_size, ": ", failure.text);
+  told.text = str(name_of(operation.part_of.value_or(operation.collective)),
+                  numbered ? str(" #", operation.sequence) : std::string(), " on rank ", rank,
+                  " of ", world_size, ": ", failure.text);
   throw CommError(std::move(told));
 }
 

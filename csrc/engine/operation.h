@@ -38,6 +38,8 @@ struct Operation {
   // each chunk of `work` as plan.h lists them; regions this rank does not have are empty.
   Regions work;
   std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max();
+  // The call that this one is a part of, for errors to name; none: it is the call.
+  std::optional<Collective> part_of;
   // Carried out by somebody else, who alone knows the memory; null: by the engine.
   std::shared_ptr<Watched> watched;
   // Memory that a device's stream fills: nobody reads or writes `work` before the word has reached

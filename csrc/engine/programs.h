@@ -36,6 +36,8 @@ class Programs {
   void set_wire(Wire wire) { wire_ = wire; }
   // What the whole group goes by.
   const Figures& figures() const { return figures_; }
+  // The ranks of each host.
+  const std::vector<std::vector<int>>& hosts() const { return hosts_; }
   // By plan/cost and these figures: seconds with a core for each rank. Makes all ranks' plans.
   double predicted_s(Collective collective, size_t bytes) const;
 

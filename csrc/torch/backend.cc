@@ -10,6 +10,7 @@
 #include "engine/tuner.h"
 #include "kernels/reduce.h"
 #include "torch/comms_trace.h"
+#include "torch/hierarchy.h"
 #include "torch/joined_work.h"
 #include "torch/store.h"
 
@@ -73,6 +74,7 @@ Backend::~Backend() {
   if (Py_IsInitialized() && PyGILState_Check()) {
     const pybind11::gil_scoped_release release;
     close("its process group object was dropped", false);
+    hierarchy_.reset();
   } else {
     close("its process group object was dropped", false);
   }
@@ -99,7 +101,10 @@ void Backend::close_all(const std::string& reason) {
   for (const auto& pool : pools) pool->wait_idle(patience);
 }
 
-void Backend::close(const std::string& reason, bool drain) { engine_->shutdown(reason, drain); }
+void Backend::close(const std::string& reason, bool drain) {
+  engine_->shutdown(reason, drain);
+  if (const auto hierarchy = hierarchy_if_any()) hierarchy->close(reason, drain);
+}
 
 void Backend::setTimeout(std::chrono::milliseconds timeout) {
   PYCOMM_USAGE(timeout.count() > 0, "set_timeout: got ", timeout.count(),

@@ -47,9 +47,12 @@ struct BackendOptions final : c10d::Backend::Options {
   // How ranks work together on their devices: 'H' or 'S', or 0 for what fits, see
   // engine/device_mode.h.
   char device_mode = 0;
+  // The backend that carries legs between hosts, see torch/hierarchy.h; empty: this one alone.
+  std::string inter;
 };
 
 class Backend;
+class Hierarchy;
 
 // Whom a user wants called when the group fails; the engine may outlive the backend for a moment.
 struct AbortHooks {
@@ -215,6 +218,13 @@ class Backend final : public c10d::Backend {
                                      std::optional<CommsTrace>& trace);
   std::shared_ptr<DeviceLane> lane_for(const std::string& call, c10::Device where);
   std::shared_ptr<DeviceLane> lane_if_any();
+  // What `operations` go through where ranks are on several hosts, or null; hierarchy_connect.cc.
+  std::shared_ptr<Hierarchy> hierarchy_for(
+      const std::vector<std::shared_ptr<Operation>>& operations, DeviceLane& lane);
+  std::shared_ptr<Hierarchy> connect_hierarchy(
+      const std::vector<std::shared_ptr<Operation>>& operations, DeviceLane& lane);
+  std::shared_ptr<Hierarchy> hierarchy_if_any();
+  void connect_halves(Hierarchy& hierarchy, c10::Device where);
   void join_if_coalescing(const WorkPtr& work);
   bool late_if_coalescing(const std::function<WorkPtr()>& call);
   BackendPtr make_child(const StorePtr& store, int rank, int world_size, const OptionsPtr& opts);
@@ -243,6 +253,9 @@ class Backend final : public c10d::Backend {
 
   std::mutex lane_mutex_;
   std::shared_ptr<DeviceLane> lane_;  // of the one device of this rank in this group
+  std::shared_ptr<Hierarchy> hierarchy_;
+  bool hierarchy_decided_ = false;
+  std::mutex hierarchy_connect_mutex_;  // outside lane_mutex_
 
   std::mutex monitored_mutex_;
   uint64_t monitored_at_ = 0;  // the sequence number before the last monitored barrier

@@ -11,6 +11,7 @@
 #include "engine/device_group.h"
 #include "torch/backend.h"
 #include "torch/device_registry.h"
+#include "torch/hierarchy_call.h"
 
 namespace pycomm {
 namespace {
@@ -21,22 +22,7 @@ const DeviceTensors& on_device(const std::shared_ptr<Operation>& operation) {
   return static_cast<const DeviceTensors&>(*operation);
 }
 
-using Operations = std::vector<std::shared_ptr<Operation>>;
-
-// One call, ready to be submitted to the engine and then to be put on a stream.
-class PreparedCall {
- public:
-  PreparedCall() = default;
-  virtual ~PreparedCall() = default;
-  PreparedCall(const PreparedCall&) = delete;
-  PreparedCall& operator=(const PreparedCall&) = delete;
-  // For the engine; empty: a graph captures it.
-  virtual Operations operations() const = 0;
-  virtual Failure enqueue(void* stream) = 0;
-  // Whether the stream has done with it, which a failure's end of the operations does not say;
-  // null: a graph captures it.
-  virtual std::function<bool()> passed() const = 0;
-};
+using Operations = PreparedCall::Operations;
 
 // Through the host. What was not put on a stream in the end counts as done.
 class StagedCall final : public PreparedCall {
@@ -207,8 +193,11 @@ std::string Backend::device_mode() {
     lane = lane_;
   }
   if (!lane) return {};
+  const auto hierarchy = hierarchy_if_any();
   const std::lock_guard lock(lane->mutex());
-  return lane->group() ? lane->group()->describe() : std::string();
+  auto text = lane->group() ? lane->group()->describe() : std::string();
+  if (hierarchy) text += (text.empty() ? "" : "; ") + hierarchy->describe();
+  return text;
 }
 
 Backend::WorkPtr Backend::launch_on_device(const Call& call,
@@ -223,6 +212,7 @@ Backend::WorkPtr Backend::launch_on_device(const Call& call,
   engine_->refuse_fork(first);
   const auto lane = lane_for(name, first.where);
   const bool message = is_message(first);
+  const auto hierarchy = hierarchy_for(operations, *lane);
   const bool sends = first.collective == Collective::send;
   Tensors over;  // dropped when the lock is not held
   std::optional<CommsTrace> trace;
@@ -232,16 +222,23 @@ Backend::WorkPtr Backend::launch_on_device(const Call& call,
     over = lane->sweep();
     void* const current = lane->current_native();
     const uint64_t capture = lane->capture_of(current);
-    DeviceGroup* group =
-        message ? nullptr : group_for(*lane, *engine_, name, capture != 0, options_->device_mode);
+    DeviceGroup* group = nullptr;
+    if (!message && !hierarchy) {
+      group = group_for(*lane, *engine_, name, capture != 0, options_->device_mode);
+    }
     if (!served(group, operations)) group = nullptr;
     if (!group) lane->refuse_capture(first.collective, current);
-    void* const stream = message      ? lane->message_stream(sends, first.peer)
-                         : call.async ? lane->own_stream()
-                                      : current;
+    void* const stream = message       ? lane->message_stream(sends, first.peer)
+                         : !call.async ? current
+                         : hierarchy   ? hierarchy->native_stream()
+                                       : lane->own_stream();
     std::unique_ptr<PreparedCall> ready;  // outlives the abort, until which nothing may go on
     try {
-      ready = prepared(*lane, group, operations, capture != 0);
+      if (hierarchy) {
+        ready = std::make_unique<HierarchyCall>(hierarchy, *engine_, *lane, operations);
+      } else {
+        ready = prepared(*lane, group, operations, capture != 0);
+      }
       lane->order(stream, current);
       if (!message) lane->after_collectives(stream, capture);
       const auto submitted = ready->operations();

@@ -97,6 +97,9 @@ void bind_options(py::module_& m) {
             o.device_mode = v == "auto" ? 0 : v[0];
           })
       .def_property(
+          "inter", [](const BackendOptions& o) { return o.inter; },
+          [](BackendOptions& o, std::string v) { o.inter = std::move(v); })
+      .def_property(
           "flight_dir", [](const BackendOptions& o) { return o.engine.flight_dir; },
           [](BackendOptions& o, std::string v) { o.engine.flight_dir = std::move(v); })
       .def_property(

@@ -129,6 +129,15 @@ at::Tensor& mul(at::Tensor& self, const at::Tensor& other) {
   return self;
 }
 
+at::Tensor& div(at::Tensor& self, const at::Tensor& other) {
+  const auto there = here(self, other) ? other : other.to(self.device());
+  launch(self.device().index(), [a = Memory(self), b = Memory(there.expand(self.sizes()))] {
+    const c10::InferenceMode guard;
+    a.on_cpu().div_(b.on_cpu());
+  });
+  return self;
+}
+
 at::Tensor as_strided(const at::Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
                       std::optional<c10::SymInt> offset) {
   return at::cpu::as_strided_symint(self, size, stride, std::move(offset));
@@ -183,6 +192,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("zero_", zero);
   m.impl("add_.Tensor", add);
   m.impl("mul_.Tensor", mul);
+  m.impl("div_.Tensor", div);
   m.impl("record_stream", record_stream);
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from fake_cuda.device_ranks import DEVICE, gpu, here, run_on_devices
+from fake_cuda.hosts import run_on_hosts
 from ranks import Rank
 from reference_run import (
     Run,
@@ -59,6 +60,12 @@ def test_ddp_on_one_gpu_equals_one_process(
     runs = run_on_devices(data_parallel, world_size, options, env=IN_RANK_ORDER, mode=mode)
     expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(world_size)]), **CLOSE)
     assert "all_reduce sum" in runs[0].collectives
+
+
+def test_ddp_over_two_hosts_equals_one_process() -> None:
+    options = SMALL_BUCKETS | {"gradient_as_bucket_view": True}
+    runs = run_on_hosts(data_parallel, "aabb", options)
+    expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(4)]), **CLOSE)
 
 
 def halving(me: Rank) -> Run:

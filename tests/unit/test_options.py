@@ -28,6 +28,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "PYCOMM_SEGMENT_BYTES": ("8192", 8192),
     "PYCOMM_CHECK_PLANS": ("1", True),
     "PYCOMM_DEVICE_MODE": ("S", "S"),
+    "PYCOMM_INTER": ("pycomm", "pycomm"),
     "PYCOMM_BLOCKING_WAIT": ("1", True),
     "PYCOMM_FLIGHT_DIR": ("records", "records"),
 }
@@ -61,6 +62,7 @@ BAD = [
     ("PYCOMM_ARENA_BYTES", "8GB", "0 for none"),
     ("PYCOMM_ARENA_BYTES", "-1", "expected a number of bytes"),
     ("PYCOMM_ARENA_BYTES", "1000T", "expected a number of bytes"),
+    ("PYCOMM_INTER", "carrier", "expected nccl or one that is registered ("),
     ("PYCOMM_LOG", "loud", "expected error, warning, info or debug"),
 ]
 
@@ -114,7 +116,12 @@ def test_a_field_wins_over_its_variable(name: str) -> None:
     field = VARIABLES[name][0]
     other = {"PYCOMM_SEGMENT_BYTES": 4096, "PYCOMM_TCP_CONNECTIONS": 3, "PYCOMM_CHECK_PLANS": False}
     other["PYCOMM_PORT_RANGE"] = "5000-5001"
-    other |= {"PYCOMM_WIRE": "int8", "PYCOMM_DEVICE_MODE": "S", "PYCOMM_BLOCKING_WAIT": False}
+    other |= {
+        "PYCOMM_INTER": "pycomm",
+        "PYCOMM_WIRE": "int8",
+        "PYCOMM_DEVICE_MODE": "S",
+        "PYCOMM_BLOCKING_WAIT": False,
+    }
     value = other.get(name, 7.0 if name.endswith("TIMEOUT") else "shm")
     became = (5000, 5001) if name == "PYCOMM_PORT_RANGE" else value
     assert Options(**{field: value}).resolved({name: GOOD[name][0]}) == {field: became}
@@ -129,6 +136,16 @@ def test_a_variable_that_is_not_understood_names_itself_and_what_is_expected(
         create()
     assert f"{name}={value!r}" in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_nccl_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    with pytest.raises(pycomm.UsageError, match=r"inter\)='nccl': this torch has no NCCL"):
+        create(Options(inter="nccl"))
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(pycomm.UsageError, match="sees no CUDA device"):
+        create(Options(inter="nccl"))
 
 
 def test_a_segment_that_is_no_multiple_of_a_page_is_refused() -> None:
