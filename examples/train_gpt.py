@@ -13,6 +13,7 @@ in another layout. The text is Python's manual, which comes with every Python, o
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from pathlib import Path
 
@@ -53,12 +54,12 @@ def make_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Rise linearly over `--warmup` steps, then follow a cosine down to a tenth of `--lr`."""
-    if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
-    progress = (step - args.warmup) / max(1, args.steps - args.warmup)
-    return args.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+def warmup_and_cosine(step: int, warmup: int, steps: int) -> float:
+    """Return what `--lr` is multiplied with: up in a line, then down to a tenth in a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()
@@ -116,7 +117,10 @@ def train(args: argparse.Namespace, ctx: Context) -> None:
     model = Transformer(text.vocab_size, args.block_size, **size, dropout=args.dropout)
     optimizer = make_optimizer(model, args.lr)
     example = torch.stack([text[i][0] for i in range(2)])
-    model, optimizer = ctx.wrap(model, optimizer, loss=token_loss, example=example)
+    schedule = functools.partial(warmup_and_cosine, warmup=args.warmup, steps=args.steps)
+    model, optimizer = ctx.wrap(
+        model, optimizer, loss=token_loss, schedule=schedule, example=example
+    )
     loader = ctx.shard(DataLoader(text, args.rows, shuffle=True))
     ctx.checkpoint(args.out / "checkpoints", every=args.save_every)
     watch = ctx.watch(
@@ -130,8 +134,6 @@ def train(args: argparse.Namespace, ctx: Context) -> None:
     rows = max(1, args.rows // (ctx.layout.dp or 1) // ctx.layout.accumulate)
     while ctx.steps < args.steps:
         for inputs, targets in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(ctx.steps, args)
             if ctx.step(model(inputs, targets)):
                 if ctx.steps % args.val_every == 0 or ctx.steps == args.steps:
                     watch.note(evaluate(ctx, model, validation, rows, args.val_rows), ctx.steps)

@@ -20,6 +20,7 @@ from pycomm.checkpoint import folder as names
 from pycomm.checkpoint.files import Files
 from pycomm.checkpoint.lineage import Lineage, to_try
 from pycomm.checkpoint.reading import open_saved
+from pycomm.checkpoint.signals import Signals
 from pycomm.checkpoint.state import Entries
 from pycomm.checkpoint.structure import staged
 from pycomm.checkpoint.together import Together
@@ -81,8 +82,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, "checkpoint") if async_ else None
         self._pending: Future[Path] | None = None
         self._copy: dict[str, Any] = {}
-        self._signals: dict[signal.Signals, Any] = {}
-        self._signalled = 0
+        self._signals = Signals()
         what = f"the folder of checkpoints {self.folder} cannot be made"
         self._together.first(what, lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self._cleaned = False
@@ -227,12 +227,7 @@ class Checkpointer:
         Args:
             signals: Which. Default: SIGTERM and SIGUSR1.
         """
-        for one in signals or (signal.SIGTERM, signal.SIGUSR1):
-            before = signal.signal(one, self._note)
-            self._signals.setdefault(signal.Signals(one), before)
-
-    def _note(self, number: int, _frame: Any) -> None:
-        self._signalled = number
+        self._signals.take(*signals)
 
     def stop_requested(self) -> bool:
         """Return whether any rank has got a signal of on_signal: the same answer on all ranks.
@@ -240,9 +235,9 @@ class Checkpointer:
         One all_reduce of one number on the group of training: call it between steps.
         """
         if self._trainers is None:
-            return bool(self._signalled)
+            return bool(self._signals.seen)
         on_gpu = dist.get_backend(self._trainers) == "nccl"
-        flag = torch.tensor(self._signalled, device="cuda" if on_gpu else "cpu")
+        flag = torch.tensor(self._signals.seen, device="cuda" if on_gpu else "cpu")
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._trainers)
         return bool(flag.item())
 
@@ -271,9 +266,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            for one, before in self._signals.items():
-                signal.signal(one, before)
-            self._signals.clear()
+            self._signals.give_back()
             if self._thread is not None:
                 self._thread.shutdown()
 

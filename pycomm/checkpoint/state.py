@@ -36,16 +36,18 @@ RANDOM_STATE = "random_state"
 class PerRank:
     """Marks an entry of which each rank has its own: `state = {"queue": PerRank(queue)}`.
 
-    It is loaded by the rank of the same number. Things with load_rank_states(), as ShardedSampler
+    It is loaded by the rank of the same number, or with `cyclic` by each rank from the one of its
+    number modulo the number of ranks that saved. Things with load_rank_states(), as ShardedSampler
     has, are per rank without this, and get the states of all ranks, at any world size; so is
     pycomm.compression.ErrorFeedback.
 
     Attributes:
         value: What is saved and loaded.
+        cyclic: Whether a rank that was not there takes another's.
     """
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, value: Any, cyclic: bool = False) -> None:
+        self.value, self.cyclic = value, cyclic
 
 
 class Entries:
@@ -208,6 +210,8 @@ class Saved:
             ranks = range(self.world_size)
             inner.load_rank_states([self._object(f"{RANKS}.{r}.{name}", None) for r in ranks])
             return
+        if isinstance(value, PerRank) and value.cyclic:
+            rank %= self.world_size
         if rank >= self.world_size:
             return  # there was no such rank: it begins as it is
         state = self._object(f"{RANKS}.{rank}.{name}", inner)

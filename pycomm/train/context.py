@@ -30,6 +30,7 @@ from pycomm.layout import Layout
 from pycomm.pipeline_parallel import Loss
 from pycomm.train.batches import StepLoader, loader_of
 from pycomm.train.groups import Groups, join
+from pycomm.train.leaving import Leaving
 from pycomm.train.saves import Saves
 from pycomm.train.steps import Schedule, Steps
 from pycomm.train.watch import Figures, Watch
@@ -89,7 +90,7 @@ class Context:
         self._stepper: Steps | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._loaders: list[StepLoader] = []
-        self._saves: Saves | None = None
+        self._saves: Saves | Leaving | None = None
         self._watch: Watch | None = None
         torch.manual_seed(seed)
 
@@ -278,8 +279,9 @@ class Context:
         numbers. SIGTERM and SIGUSR1 end the run after the step that is under way, with a checkpoint
         and exit code 0.
 
-        In the ps modes servers save what they have, every 100 steps if not said otherwise, and a
-        signal is not waited for.
+        In the ps modes servers save what they have, every 100 steps if not said otherwise and at
+        the end. Modes local and diloco go on with another number of ranks from a checkpoint that
+        was made right after a round.
 
         Args:
             folder: On a file system that all ranks see; made if it is not there.
@@ -300,6 +302,7 @@ class Context:
         self.steps = served.begin(Path(folder), every or 100)
         for loader in self._loaders:
             loader.consumed = self.steps * loader.rows
+        self._saves = Leaving(served)
         return self.steps
 
     def save(self) -> None:

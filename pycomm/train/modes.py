@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,6 +24,7 @@ from pycomm.parameter_server import Server, Worker, same_as
 from pycomm.train.buffers import take_the_first_replicas
 from pycomm.train.groups import Groups
 
+_END = "end_after"  # in the store: the step after which a signal ends the run
 _sets = itertools.count()  # of servers that this process has met, the same on all ranks
 
 
@@ -93,6 +94,7 @@ class Served:
             self._scheduler = functools.partial(LambdaLR, lr_lambda=schedule)
         self._worker: Worker | None = None
         self._server: Server | None = None
+        self._store: Store | None = None
         self._hook = model.register_forward_pre_hook(lambda *_: self._begin_anew())
 
     def _begin_anew(self) -> None:
@@ -110,7 +112,7 @@ class Served:
         """
         self._hook.remove()
         layout, workers = self._layout, self._layout.dp or 1
-        store = PrefixStore(f"pycomm_servers{next(_sets)}", _get_default_store())
+        self._store = store = PrefixStore(f"pycomm_servers{next(_sets)}", _get_default_store())
         if self._rank < layout.servers:
             self._server = Server(
                 self._model,
@@ -141,6 +143,31 @@ class Served:
         """Pushes gradients, forgets them, and pulls parameters."""
         assert self._worker is not None  # there has been a forward
         self._worker.step()
+
+    @property
+    def in_step(self) -> bool:
+        """Whether no worker makes a step before all have made the one before."""
+        return self._layout.mode == "ps-sync"
+
+    def tell_to_end(self, step: int) -> None:
+        """Tells all ranks to end, with in_step after a step; local."""
+        assert self._store is not None
+        self._store.set(_END, str(step))
+
+    def told_to_end(self) -> int | None:
+        """Returns the step after which the run ends, if any rank has told; it asks the store."""
+        if self._store is None or not self._store.check([_END]):
+            return None
+        return int(self._store.get(_END))
+
+    def leave(self) -> None:
+        """Leaves the servers; this rank's own saves and ends when all workers have left."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+        if self._server is not None:
+            self._server.wait()
+            self._server.close()
 
     def finish(self) -> None:
         """Gives the model the parameters of all steps of all workers; collective.

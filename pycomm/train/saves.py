@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycomm.checkpoint import Checkpointer, PerRank
+from pycomm.errors import UsageError
 
 if TYPE_CHECKING:
     from pycomm.train.context import Context
@@ -39,12 +40,13 @@ class Saves:
         part, optimizer, stepper = ctx._given().part, ctx._optimizer, ctx.stepper
         run = _Run(ctx)
         self._state: dict[str, Any] = {"run": run}
-        # Replicas that train apart differ: each rank has its own.
+        # Replicas that train apart differ: each rank has its own. Right after a round it is only
+        # the optimizers that do, and any number of ranks may go on.
         apart = stepper.rounds is not None
         self._signals_every = ctx.layout.sync_every if apart else 1
-        self._state["model"] = PerRank(part) if apart else part
+        self._state["model"] = PerRank(part, cyclic=True) if apart else part
         if optimizer is not None:
-            self._state["optimizer"] = PerRank(optimizer) if apart else optimizer
+            self._state["optimizer"] = PerRank(optimizer, cyclic=True) if apart else optimizer
         for name in ("rounds", "scaler", "scheduler"):
             if getattr(stepper, name) is not None:
                 self._state[name] = getattr(stepper, name)
@@ -85,12 +87,22 @@ class _Run:
         self._ctx, self.elsewhere = ctx, False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._ctx.steps, "grid": _grid(self._ctx)}
+        joined = self._ctx.stepper.joined
+        return {"steps": self._ctx.steps, "grid": _grid(self._ctx), "joined": joined}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._ctx.steps = int(state["steps"])
         # A generator's state is kept by rank, which has had another place in another grid.
         self.elsewhere = list(state["grid"]) != _grid(self._ctx)
+        layout = self._ctx.layout
+        if self.elsewhere and not state["joined"]:
+            raise UsageError(
+                f"checkpoint: that of step {state['steps']} was made by {state['grid'][0]} ranks "
+                f"whose models differed: mode={layout.mode!r} makes them equal in rounds, every "
+                f"sync_every={layout.sync_every} steps, with fragments=1 and "
+                f"fragment_update_alpha=0. Go on with {state['grid'][0]} ranks, or let every= be a "
+                "multiple of sync_every"
+            )
+        self._ctx.steps = int(state["steps"])
 
 
 def _grid(ctx: Context) -> list[int]:

@@ -52,7 +52,7 @@ class Steps:
         self._wrapped, self._optimizer = wrapped, optimizer
         self._layout, self._groups = layout, groups
         self._done = 0  # micro-steps of the step under way
-        self._was_called = False
+        self._was_called = self._finished = False
         self._first_call = wrapped.model.register_forward_pre_hook(self._note_call)
         self.norm: float | None = None
         self.scaler = LossScaler(groups.all) if layout.precision == "fp16" else None
@@ -137,6 +137,15 @@ class Steps:
         clip(parameters, norm, largest)
         return norm
 
+    @property
+    def joined(self) -> bool:
+        """Whether all replicas have the same parameters, as right after a round; local."""
+        layout, rounds = self._layout, self.rounds
+        if rounds is None or self._finished or layout.dp == 1:
+            return True
+        whole = layout.fragments == 1 and layout.fragment_update_alpha == 0
+        return whole and rounds.steps_since_round == 0
+
     def finish(self) -> None:
         """Joins replicas that train apart for good; collective."""
         self._wrapped.same_buffers()
@@ -145,3 +154,4 @@ class Steps:
             self.rounds.detach()
         if self.served is not None:
             self.served.finish()
+        self._finished = True

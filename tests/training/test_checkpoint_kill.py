@@ -57,7 +57,7 @@ def test_killed_in_the_middle_of_200_saves_runs_end_with_the_undisturbed_losses(
             kill = script(HERE / "checkpoint_kills.py", folder, seed + number, kills, 200)
             runs.append(stack.enter_context(kill))
         for process in runs:
-            said, _ = process.communicate(timeout=150)
+            said, _ = process.communicate(timeout=300)
             print(said)
             assert process.returncode == 0
             assert said.count("killed at") == kills
