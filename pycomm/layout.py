@@ -57,11 +57,15 @@ class Layout:
         microbatches: Parts of a batch that are in a pipeline at once. None: 2 pp.
         balance: What makes a pipeline's stages equal: "parameters" or measured "time".
         sync_every: Steps of the optimizer between two rounds of local and diloco.
+        outer_lr: Learning rate of diloco's outer step, see docs/local_sgd.md.
+        outer_momentum: Its Nesterov momentum, 0 to 1.
         fragments: Parts of the model that take turns in diloco's rounds.
         fragment_sync_delay: Steps that go on while a fragment of diloco is under way.
         fragment_update_alpha: How much of the local parameters stays in a round of diloco, 0 to 1.
         servers: Of the ps modes: the first ranks run one each, in threads besides training.
         staleness: Steps that a worker of ps-ssp may be ahead of the slowest.
+        overlap: In the ps modes parameters are pulled while the next step is computed, from
+            parameters that are one step older.
     """
 
     dp: int | None = _entry(None, "replicas on different data; default: what tp and pp leave")
@@ -80,11 +84,14 @@ class Layout:
     microbatches: int | None = _entry(None, "parts of a batch in a pipeline; default: 2 pp")
     balance: str = _entry("parameters", "what makes stages equal", BALANCES)
     sync_every: int = _entry(50, "steps between rounds of local and diloco")
+    outer_lr: float = _entry(0.7, "learning rate of diloco's outer step")
+    outer_momentum: float = _entry(0.9, "its Nesterov momentum", least=0)
     fragments: int = _entry(1, "parts of the model that take turns in diloco's rounds")
     fragment_sync_delay: int = _entry(0, "steps while a fragment is under way", least=0)
     fragment_update_alpha: float = _entry(0.0, "how much of local parameters stays", least=0)
     servers: int = _entry(1, "first ranks that serve parameters, for the ps modes")
     staleness: int = _entry(4, "steps a worker of ps-ssp may be ahead", least=0)
+    overlap: bool = _entry(False, "pull parameters beside compute, in the ps modes")
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -260,7 +267,7 @@ def _check_field(one: Field[Any], value: Any) -> None:
     elif "float" in kind:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         good, expected = number and value > 0, "a number above 0"
-        if one.name == "fragment_update_alpha":
+        if one.name in ("fragment_update_alpha", "outer_momentum"):
             good, expected = number and 0 <= value <= 1, "a number from 0 to 1"
     else:
         least = one.metadata["least"]

@@ -47,6 +47,8 @@ def rounds_of(
             model,
             optimizer,
             layout.sync_every,
+            outer_lr=layout.outer_lr,
+            outer_momentum=layout.outer_momentum,
             fragments=layout.fragments,
             fragment_sync_delay=layout.fragment_sync_delay,
             fragment_update_alpha=layout.fragment_update_alpha,
@@ -127,7 +129,8 @@ class Served:
                 checkpoint=folder,
                 checkpoint_every=every,
             ).start()
-        self._worker = Worker(self._model, store, wire=layout.wire, rank=self._rank)
+        how: dict[str, Any] = {"wire": layout.wire, "overlap": layout.overlap}
+        self._worker = Worker(self._model, store, rank=self._rank, **how)
         return self._worker.clock
 
     @property

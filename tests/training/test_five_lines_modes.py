@@ -47,6 +47,8 @@ def test_replicas_that_train_apart_are_one_model_in_the_end() -> None:
         {"mode": "diloco", "sync_every": 4, "fragments": 2, "fragment_sync_delay": 1},
         {"mode": "ps-async"},
         {"mode": "ps-ssp", "staleness": 1, "servers": 2, "accumulate": 2},
+        {"mode": "ps-ssp", "staleness": 1, "overlap": True},
+        {"mode": "diloco", "sync_every": 3, "outer_lr": 1.0, "outer_momentum": 0.0},
     ]
     outcomes = run_ranks(many, 2, layouts)
     start = alone(FLOAT, 1).losses[0]
@@ -56,6 +58,8 @@ def test_replicas_that_train_apart_are_one_model_in_the_end() -> None:
             assert torch.equal(value, other.state[name]), (fields, name)
         assert len(first.losses) == 10
         assert min(first.losses[5:]) < start, (fields, first.losses)
+    averaged, stepped = outcomes[0][0], outcomes[0][-1]  # an outer step of 1 takes the mean
+    expect_equal(stepped, averaged, **ROUNDING[torch.float32], what="diloco beside local")
 
 
 def test_a_synchronous_parameter_server_takes_the_steps_of_one_process() -> None:
