@@ -15,9 +15,10 @@ names of its submodules whose composition is its forward: ["embedding", "blocks.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,8 +29,9 @@ from torch.distributed.pipelining import PipelineStage
 
 from pycomm.errors import CommError, UsageError
 from pycomm.layout import Layout
-from pycomm.train.buffers import unchanged
-from pycomm.train.gradients import MeanOverReplicas
+
+if TYPE_CHECKING:
+    from pycomm.train.gradients import MeanOverReplicas
 
 Loss = Callable[[Any, Any], Tensor]
 _MAX_DIMS = 7  # of a tensor that travels between stages when there is no backward
@@ -116,7 +118,7 @@ def costs_of(
             seconds = []
             for _ in range(repeats):
                 given = x.detach().requires_grad_() if x.is_floating_point() else x
-                with unchanged(layer):
+                with _unchanged_buffers(layer):
                     begin = time.perf_counter()
                     y = layer(given)
                     wanted = [p for p in (given, *layer.parameters()) if p.requires_grad]
@@ -125,6 +127,18 @@ def costs_of(
             costs.append(min(seconds))
             x = y.detach()
     return costs
+
+
+@contextlib.contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """In the end gives a module's buffers their values back: for trial forwards; local."""
+    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            # Not seen by autograd, to which the trial's backward would need the changed ones.
+            buffer.data.copy_(value)
 
 
 class Stage(nn.Module):
@@ -147,7 +161,7 @@ class _ShapeFinding(PipelineStage):
     """torch's stage, which finds the shapes of messages by a forward that is no training."""
 
     def _forward_metadata_inference(self, *args: Any, **kwargs: Any) -> Any:
-        with unchanged(self.submod):
+        with _unchanged_buffers(self.submod):
             return super()._forward_metadata_inference(*args, **kwargs)
 
 

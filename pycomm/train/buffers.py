@@ -8,9 +8,6 @@ the layouts that it is not for.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch.distributed as dist
 from torch import nn
 
@@ -29,15 +26,3 @@ def take_the_first_replicas(part: nn.Module, group: dist.ProcessGroup) -> None:
     buffers = [buffer.detach() for buffer in part.buffers()]
     if buffers and group.size() > 1:
         load().broadcast_tensors(backend_of(group)[0], buffers, 0)
-
-
-@contextlib.contextmanager
-def unchanged(module: nn.Module) -> Iterator[None]:
-    """In the end gives a module's buffers their values back: for trial forwards; local."""
-    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            # Not seen by autograd, to which the trial's backward would need the changed ones.
-            buffer.data.copy_(value)

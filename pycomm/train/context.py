@@ -138,7 +138,8 @@ class Context:
     def seed_for_this_place(self, salt: int = 0) -> None:
         """Seeds torch's generator: ranks of a tensor-parallel group alike, others apart; local.
 
-        So what is dropped of activations that these ranks share is the same on all of them.
+        So what is dropped of activations that these ranks have whole is the same on all of them;
+        of those that they share out see pycomm.train.tensor_draws.
         """
         place = self._groups.rank_in("dp") * self.layout.pp + self._groups.rank_in("pp")
         torch.manual_seed(self._seed + 1 + place + 1_000_003 * salt)

@@ -32,6 +32,7 @@ from pycomm.train.buffers import take_the_first_replicas
 from pycomm.train.gradients import MeanOverReplicas
 from pycomm.train.groups import Groups
 from pycomm.train.named import Directory, outline, retarget
+from pycomm.train.tensor_draws import draw_apart
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -127,6 +128,8 @@ def spread(
     cuts = _cuts(model, layout, groups, example) if layout.pp > 1 else {}
     if found is not None:
         apply_plan(model, found, groups.mesh["tp"])
+        blocks = blocks_of(model) if layout.sequence and isinstance(found, Plan) else []
+        draw_apart(model, groups.rank_in("tp"), blocks)
     autocast = autocast_of(layout.precision)
     part, wrapped, mean = model, model, None
     if layout.pp > 1:
