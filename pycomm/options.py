@@ -106,8 +106,8 @@ def _word(name: str, value: str) -> str:
 
 
 def _device_mode(name: str, value: str) -> str:
-    if value not in ("auto", "H", "S"):
-        raise UsageError(f"{name}={value!r}: expected auto, H or S")
+    if value not in ("auto", "H", "S", "K"):
+        raise UsageError(f"{name}={value!r}: expected auto, H, S or K")
     return value
 
 
@@ -186,8 +186,8 @@ class Options:
             PYCOMM_SEGMENT_BYTES.
         check_plans: Prove each algorithm before its first use. PYCOMM_CHECK_PLANS.
         device_mode: How ranks exchange what is on their GPUs: "H" through memory of the host, "S"
-            by streams where they share one, "auto" for what fits. Default: auto.
-            PYCOMM_DEVICE_MODE.
+            by streams where they share one or reach each other's, "K" by kernels where each has one
+            to itself, "auto" for what fits. Default: auto. PYCOMM_DEVICE_MODE.
         inter: The backend that carries tensors on GPUs between hosts: "nccl", or another name
             that torch.distributed knows, "pycomm" for this one. all_reduce, reduce_scatter and
             all_gather then go within each host first or last, so that as little as possible

@@ -251,13 +251,17 @@ inline constexpr uint64_t kDeviceTicketsMax = 256;
 inline constexpr size_t kWordOperationsMax = 128;
 inline constexpr size_t kIpcBlockBytes = 2 * 1024 * 1024;
 
-// The memory of a group of ranks that share a GPU: this much together, with the steps in which a
+// The memory of a group on one GPU: this much for all its ranks there, with the steps in which a
 // GPU gives memory out; and at most so much of a tensor in a piece: beyond it a hand-over between
 // ranks, some tens of us, is lost in the time of the copies.
 inline constexpr size_t kDevicePoolBytes = 64 * 1024 * 1024;
 inline constexpr size_t kDevicePoolStep = 2 * 1024 * 1024;
 inline constexpr size_t kDeviceSlotBytesMax = 8 * 1024 * 1024;
 inline constexpr size_t kDeviceSlotBytesMin = 64 * 1024;
+// Where every rank has a GPU of its own, what all ranks may push to one of them in one all_reduce:
+// 256 KiB of each of 8 ranks, where pushing whole tensors begins to cost more than a second meeting.
+// An estimate, for some 4 us a meeting and 300 GB/s a GPU.
+inline constexpr size_t kPeerPushedBytes = 2 * 1024 * 1024;
 // Until the ranks have passed descriptors and each has read what every other wrote on its GPU; a
 // first use of a GPU may take seconds. And how long memory that is given up waits for streams and
 // peers that still use it, before it is left to the end of the process.

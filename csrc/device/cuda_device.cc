@@ -92,6 +92,18 @@ DeviceFacts facts_of(int index) {
   return facts;
 }
 
+std::vector<std::string> unreachable_from(int index, int count) {
+  std::vector<std::string> all;
+  for (int other = 0; other < count; ++other) {
+    int can = 0;
+    if (other == index || cudaDeviceCanAccessPeer(&can, index, other) != cudaSuccess || can) {
+      continue;
+    }
+    all.push_back(facts_of(other).uuid);
+  }
+  return all;
+}
+
 }  // namespace
 
 std::unique_ptr<Device> open_cuda_device(int index, std::string* why) {
@@ -102,8 +114,13 @@ std::unique_ptr<Device> open_cuda_device(int index, std::string* why) {
     return nullptr;
   }
   DeviceFacts facts = facts_of(index);
+  auto unreachable = unreachable_from(index, count);
   cudaGetLastError();  // what an attribute that a driver does not know has left
-  return std::make_unique<CudaDevice>(std::move(facts));
+  return std::make_unique<CudaDevice>(std::move(facts), std::move(unreachable));
+}
+
+bool CudaDevice::reaches(const std::string& uuid) const {
+  return std::find(unreachable_.begin(), unreachable_.end(), uuid) == unreachable_.end();
 }
 
 Failure CudaDevice::check(const char* call, int error) const {

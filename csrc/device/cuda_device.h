@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "device/device.h"
 
@@ -19,9 +20,12 @@ std::unique_ptr<Device> open_cuda_device(int index, std::string* why);
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(DeviceFacts facts) : facts_(std::move(facts)) {}
+  // `unreachable`: the uuids of those GPUs seen here whose memory this one cannot address.
+  CudaDevice(DeviceFacts facts, std::vector<std::string> unreachable)
+      : facts_(std::move(facts)), unreachable_(std::move(unreachable)) {}
 
   const DeviceFacts& facts() const override { return facts_; }
+  bool reaches(const std::string& uuid) const override;
   int enter() override;
   void leave(int previous) override;
   Failure create_stream(bool high_priority, void** stream) override;
@@ -58,6 +62,7 @@ class CudaDevice final : public Device {
   Failure map(uint64_t handle, size_t bytes, SharedAllocation* out);
 
   const DeviceFacts facts_;
+  const std::vector<std::string> unreachable_;
 };
 
 }  // namespace pycomm

@@ -86,6 +86,9 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual const DeviceFacts& facts() const = 0;
+  // Whether it can address memory of the GPU with this uuid, its own for one. As far as can be told
+  // from here: of a GPU that this process does not see only mapping its memory tells.
+  virtual bool reaches(const std::string& uuid) const = 0;
 
   // Makes this the calling thread's current device, as launches want it; returns what was.
   virtual int enter() = 0;

@@ -30,7 +30,7 @@ FakeDevice::FakeDevice(FakeOptions options, int index) : options_(std::move(opti
   facts_.index = index;
   facts_.name = "fake GPU";
   facts_.uuid = options_.uuid;
-  facts_.processors = 1;
+  facts_.processors = options_.processors;
   facts_.memory_bytes = options_.memory_bytes;
   facts_.words = options_.words;
   facts_.host_memory = options_.host_memory;

@@ -23,6 +23,7 @@ struct FakeOptions {
   std::string uuid = "FAKE-0";  // devices with the same are the same GPU
   bool words = true, host_memory = true, descriptors = true, ipc = true;
   bool peer_access = true;  // memory of other fake GPUs can be imported
+  int processors = 64;
   size_t memory_bytes = size_t{1} << 32;
   uint64_t seed = 1;  // of the delays
   int delay_us = 0;   // at most, before one task in four
@@ -52,6 +53,9 @@ class FakeDevice final : public Device {
   size_t used_bytes() const;
 
   const DeviceFacts& facts() const override { return facts_; }
+  bool reaches(const std::string& uuid) const override {
+    return uuid == options_.uuid || options_.peer_access;
+  }
   int enter() override;
   void leave(int previous) override;
   Failure create_stream(bool high_priority, void** stream) override;

@@ -20,8 +20,8 @@ void set(FakeOptions& options, const std::string& entry) {
   PYCOMM_USAGE(read.ec == std::errc{} && read.ptr == value.data() + value.size(),
                "fake device: cannot read \"", entry,
                "\"; expected uuid=TEXT, or one of words, "
-               "host_memory, descriptors, ipc, peer_access, memory_bytes, seed, delay_us, "
-               "one_queue =NUMBER");
+               "host_memory, descriptors, ipc, peer_access, processors, memory_bytes, seed, "
+               "delay_us, one_queue =NUMBER");
   if (name == "words") {
     options.words = number;
   } else if (name == "host_memory") {
@@ -32,6 +32,8 @@ void set(FakeOptions& options, const std::string& entry) {
     options.ipc = number;
   } else if (name == "peer_access") {
     options.peer_access = number;
+  } else if (name == "processors") {
+    options.processors = static_cast<int>(number);
   } else if (name == "memory_bytes") {
     options.memory_bytes = number;
   } else if (name == "seed") {

@@ -21,6 +21,7 @@ Failure Engine::attend(Operation& operation, WaitRole role) {
   bool given_up = false;
   for (int looks = 0; !watched.over(); ++looks) {
     if (failed_.load(std::memory_order_acquire)) return failure();
+    if (auto why = watched.fault()) return why;
     if (role == WaitRole::progress && messages_.pending()) (void)pump_messages();
     if (looks < kAttendYields) {
       std::this_thread::yield();

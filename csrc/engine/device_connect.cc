@@ -13,6 +13,18 @@ bool shares_host(Mesh& mesh) {
   return true;
 }
 
+// By rank. Who is out of whose reach can only be asked when all have said which GPU they have.
+std::vector<DeviceCard> gather_cards(DeviceRendezvous& rendezvous, const Device& device, int rank,
+                                     DeviceCard mine) {
+  auto cards = rendezvous.gather(mine);
+  if (on_one_gpu(cards)) return cards;
+  for (size_t peer = 0; peer < cards.size() && mine.unreached < 0; ++peer) {
+    const bool other = static_cast<int>(peer) != rank;
+    if (other && !device.reaches(cards[peer].uuid)) mine.unreached = static_cast<int>(peer);
+  }
+  return rendezvous.gather(mine);
+}
+
 // Rank 0 makes it, all map it. Fails on all ranks or on none.
 Failure connect_words(DeviceRendezvous& rendezvous, Device& device, int rank, int world_size,
                       std::shared_ptr<DeviceWords>* out) {
@@ -53,10 +65,12 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
   const DeviceScope scope(device);
   DeviceRendezvous rendezvous(engine);
   const auto cards =
-      rendezvous.gather(card_of(device.facts(), options.mode, shares_host(engine.mesh())));
+      gather_cards(rendezvous, device, group->rank_,
+                   card_of(device.facts(), options.mode, shares_host(engine.mesh())));
   group->choice_ = choose_mode(cards);
-  if (group->mode() == DeviceMode::stream) {
+  if (group->mode() != DeviceMode::host) {
     if (const Failure why = group->set_up(rendezvous, kernels, cards, options.pool_bytes)) {
+      group->kernels_.reset();
       group->stages_.reset();
       group->pool_.reset();
       if (group->words_ && group->words_->broken()) {
@@ -67,7 +81,7 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
       group->words_.reset();
       group->choice_ = {DeviceMode::host, why.text};
       log(LogLevel::warning, group->rank_,
-          "ranks that share a GPU will work through memory of the host: " + why.text);
+          "the ranks' GPUs will work through memory of the host: " + why.text);
     }
   }
   if (group->words_) engine.release_on_failure(group->words_);
@@ -78,13 +92,16 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
 Failure DeviceGroup::set_up(DeviceRendezvous& rendezvous, const DeviceKernels& kernels,
                             const std::vector<DeviceCard>& cards, size_t pool_bytes) {
   if (Failure why = connect_words(rendezvous, device_, rank_, world_size_, &words_)) return why;
+  const auto layout = PoolLayout::choose(cards, mode(), pool_bytes);
   if (Failure why =
-          DevicePool::connect(rendezvous, device_, *words_, rank_, cards, pool_bytes, &pool_)) {
+          DevicePool::connect(rendezvous, device_, *words_, rank_, cards, layout, &pool_)) {
     return why;
   }
   (void)kernels.load_reduce();  // what cannot be loaded cannot be launched, which says so
   stages_ = std::make_unique<DeviceStages>(device_, kernels, *pool_, rank_, world_size_);
-  return {};
+  if (mode() != DeviceMode::kernel) return {};
+  return PeerKernels::connect(rendezvous, device_, kernels, *pool_, *words_, rank_, world_size_,
+                              &kernels_);
 }
 
 std::string DeviceGroup::describe() const {

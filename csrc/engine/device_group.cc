@@ -11,8 +11,28 @@ namespace {
 
 // The words' first numbers are the set-up's.
 constexpr uint64_t kFirstPiece = 8;
-// OpSignature::plan of calls in mode S.
+// OpSignature::plan of a call.
 constexpr uint32_t kAtOnce = 0, kCapturedWork = 1;
+
+// In place of a leader.
+constexpr int kNobody = -1, kByKernels = -2;
+
+// What a kernel that waited for its peers has found out; an end by break_up() has its own reason.
+Failure explain_fault(const PeerFault& fault, int rank) {
+  if (fault.status == PeerStatus::timed_out) {
+    return {FailureKind::timeout,
+            str("timeout on the GPU of rank ", rank, ": its kernel waited for that of rank ",
+                fault.peer, ", which did not come"),
+            {fault.peer}};
+  }
+  if (fault.status == PeerStatus::mismatch) {
+    return {FailureKind::mismatch,
+            str("the GPU of rank ", rank, " met that of rank ", fault.peer,
+                " in another collective; graphs must be replayed in the same order on all ranks"),
+            {fault.peer}};
+  }
+  return {};
+}
 
 // The end of this rank's part, seen without a call of CUDA.
 class DeviceRun final : public Watched {
@@ -25,9 +45,10 @@ class DeviceRun final : public Watched {
         last_(last) {}
 
   // A failure releases streams, and then the end means nothing; the engine is about to hear of it.
-  bool over() override { return words_->has_ended(rank_, last_) && !words_->broken(); }
+  bool over() override { return words_->has_ended(rank_, last_) && !words_->broken() && !fault(); }
+  Failure fault() override { return explain_fault(words_->fault(), rank_); }
   bool given_up() override { return words_->broken(); }
-  const char* label() const override { return "mode S"; }
+  const char* label() const override { return leader_ == kByKernels ? "mode K" : "mode S"; }
 
   // Those who are furthest behind; whoever has broken up, which words do not say.
   std::vector<int> awaited() override {
@@ -45,6 +66,11 @@ class DeviceRun final : public Watched {
       behind.push_back(rank);
     }
     if (!behind.empty()) return behind;
+    // Kernels of all are running: whoever has not come through holds up the others.
+    for (int rank = 0; rank < world_size_ && leader_ == kByKernels; ++rank) {
+      if (rank != rank_ && !words_->has_ended(rank, last_)) behind.push_back(rank);
+    }
+    if (!behind.empty()) return behind;
     return {leader_ >= 0 && !words_->is_done(last_) ? leader_ : rank_};
   }
 
@@ -53,6 +79,10 @@ class DeviceRun final : public Watched {
   const int rank_, world_size_, leader_;
   const uint64_t last_;
 };
+
+std::chrono::nanoseconds saturated_sum(std::chrono::nanoseconds a, std::chrono::nanoseconds b) {
+  return a > std::chrono::nanoseconds::max() - b ? std::chrono::nanoseconds::max() : a + b;
+}
 
 std::string say_captured(const OpSignature& signature, int rank) {
   return str("rank ", rank, signature.plan == kCapturedWork ? " captures " : " runs at once ",
@@ -69,11 +99,13 @@ DeviceGroup::DeviceGroup(Engine& engine, Device& device)
       pieces_(kFirstPiece) {}
 
 bool DeviceGroup::serves(const Operation& wanted) const {
-  return mode() == DeviceMode::stream && DeviceStages::serve(wanted);
+  return mode() != DeviceMode::host && DeviceStages::serve(wanted);
 }
 
 DeviceGroup::Call DeviceGroup::prepare(const Operation& wanted, bool captured) {
   if (const auto failure = engine_.failure()) raise(wanted, failure, rank_, world_size_);
+  // Of a graph's kernels, which nobody watches.
+  if (const auto fault = explain_fault(words_->fault(), rank_)) engine_.refuse(wanted, fault);
   Call call;
   call.work.collective = wanted.collective;
   call.work.op = wanted.op;
@@ -87,9 +119,14 @@ DeviceGroup::Call DeviceGroup::prepare(const Operation& wanted, bool captured) {
   call.work.leader = wanted.collective == Collective::all_reduce
                          ? static_cast<int>(calls_ % static_cast<uint64_t>(world_size_))
                          : wanted.root;
-  check_with_peers(wanted, call.work, captured);
+  const OpSignature signature = signature_of(call.work, captured);
+  check_with_peers(wanted, signature);
+  call.by_kernels = kernels_ && PeerKernels::serve(wanted);
   const size_t piece = stages_->piece_count(call.work);
-  call.pieces = std::max<size_t>(1, (call.work.count + piece - 1) / piece);
+  const size_t pieces = call.by_kernels ? 1 : (call.work.count + piece - 1) / piece;
+  call.pieces = std::max<size_t>(1, pieces);
+  // The engine's own deadline comes first, as it can say more.
+  call.launch = {captured, digest(signature), saturated_sum(timeout_of(wanted), kDevicePatience)};
   if (captured) {
     captured_ = true;
     return call;
@@ -103,15 +140,16 @@ DeviceGroup::Call DeviceGroup::prepare(const Operation& wanted, bool captured) {
   call.operation->root = wanted.root;
   call.operation->timeout = wanted.timeout;
   call.operation->work = wanted.work;  // for the flight recorder
-  call.operation->watched = std::make_shared<DeviceRun>(words_, rank_, world_size_,
-                                                        whole ? call.work.leader : -1, pieces_);
+  const int leader = call.by_kernels ? kByKernels : whole ? call.work.leader : kNobody;
+  call.operation->watched =
+      std::make_shared<DeviceRun>(words_, rank_, world_size_, leader, pieces_);
   call.passed = [words = words_, rank = rank_, last = pieces_] {
     return words->has_ended(rank, last);
   };
   return call;
 }
 
-void DeviceGroup::check_with_peers(const Operation& wanted, const DeviceWork& work, bool captured) {
+OpSignature DeviceGroup::signature_of(const DeviceWork& work, bool captured) const {
   OpSignature mine;
   mine.count = work.count;
   mine.root = is_rooted(work.collective) ? work.root : 0;
@@ -119,6 +157,14 @@ void DeviceGroup::check_with_peers(const Operation& wanted, const DeviceWork& wo
   mine.op = is_reduction(work.collective) ? work.op : ReduceOp::sum;
   mine.dtype = work.dtype;
   mine.plan = captured ? kCapturedWork : kAtOnce;
+  return mine;
+}
+
+std::chrono::nanoseconds DeviceGroup::timeout_of(const Operation& wanted) const {
+  return wanted.timeout == std::chrono::nanoseconds::max() ? engine_.timeout() : wanted.timeout;
+}
+
+void DeviceGroup::check_with_peers(const Operation& wanted, const OpSignature& mine) {
   await_laggards(wanted, mine);
   words_->publish(calls_, mine);
   for (int peer = 0; peer < world_size_; ++peer) {
@@ -136,8 +182,7 @@ void DeviceGroup::check_with_peers(const Operation& wanted, const DeviceWork& wo
 
 // This rank's host is so far ahead that its calls would overwrite what a peer has yet to read.
 void DeviceGroup::await_laggards(const Operation& wanted, const OpSignature& mine) {
-  const auto timeout =
-      wanted.timeout == std::chrono::nanoseconds::max() ? engine_.timeout() : wanted.timeout;
+  const auto timeout = timeout_of(wanted);
   const auto deadline = Deadline::after(timeout);
   for (int peer = words_->laggard(calls_); peer >= 0; peer = words_->laggard(calls_)) {
     if (const auto failure = engine_.failure()) raise(wanted, failure, rank_, world_size_);
@@ -187,12 +232,25 @@ Failure DeviceGroup::carry_out(const Call& call, size_t index, void* stream) {
   return device_.write_value(stream, words_->done(), number);
 }
 
+Failure DeviceGroup::enqueue(const Call& call, void* stream) {
+  const DeviceScope scope(device_);
+  if (!call.operation) {
+    return call.by_kernels ? kernels_->all_reduce(call.work, call.launch, stream)
+                           : enqueue_captured(call, stream);
+  }
+  Failure failure = call.by_kernels ? enqueue_kernels(call, stream) : enqueue_pieces(call, stream);
+  // The mark alone would say that all went well; but it also says when the stream has done with the
+  // memory.
+  if (failure) words_->break_up();
+  const uint64_t last = call.first + call.pieces - 1;
+  const Failure unmarked = device_.write_value(stream, words_->ended(rank_), last);
+  return failure ? failure : unmarked;
+}
+
 // A rank may put a piece before it takes the one before it, if nobody reads its slot of two pieces
 // ago any more. Of a led operation that was the leader alone, who has since said that it is done.
 // Otherwise it was everybody, and of them this rank knows only when it has taken the next one.
-Failure DeviceGroup::enqueue(const Call& call, void* stream) {
-  const DeviceScope scope(device_);
-  if (!call.operation) return enqueue_captured(call, stream);
+Failure DeviceGroup::enqueue_pieces(const Call& call, void* stream) {
   Failure failure = put(call, 0, stream);
   for (size_t index = 0; index < call.pieces && !failure; ++index) {
     const bool last = index + 1 == call.pieces;
@@ -201,9 +259,15 @@ Failure DeviceGroup::enqueue(const Call& call, void* stream) {
     if (!failure) failure = carry_out(call, index, stream);
     if (!last && !early && !failure) failure = put(call, index + 1, stream);
   }
-  const uint64_t number = call.first + call.pieces - 1;
-  if (!call.work.led()) unled_piece_ = number;
-  return failure ? failure : device_.write_value(stream, words_->ended(rank_), number);
+  if (!call.work.led()) unled_piece_ = call.first + call.pieces - 1;
+  return failure;
+}
+
+// The words only tell how far this rank is. Kernels meet all others', so what comes after them on
+// any rank comes after all that was before them on every rank: no slot is in use then.
+Failure DeviceGroup::enqueue_kernels(const Call& call, void* stream) {
+  const Failure failure = device_.write_value(stream, words_->ready(rank_), call.first);
+  return failure ? failure : kernels_->all_reduce(call.work, call.launch, stream);
 }
 
 // One hand-over of captured work: this rank tells `other`, or all, that it has come here, and waits
@@ -262,10 +326,11 @@ DeviceGroup::~DeviceGroup() {
     std::this_thread::sleep_for(kAttendNap);
     if (engine_.failure()) words_->break_up();
   }
-  const bool stuck = began && !words_->has_ended(rank_, pieces_);
+  // Set-up that was given up leaves its own stream to itself.
+  const bool stuck = began ? !words_->has_ended(rank_, pieces_) : words_->broken();
   if (stuck) words_->break_up();
   if (captured_ || stuck) {
-    pool_->abandon();
+    if (pool_) pool_->abandon();
     keep_for_ever(words_);
     return;
   }

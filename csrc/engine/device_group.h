@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The ranks of a group and their devices: which mode they work in, and mode S, in which ranks that
-// share a GPU without sharing a process work through memory that all of them map.
+// The ranks of a group and their devices: which mode they work in, and modes S and K, in which
+// ranks work through GPU memory that all of them map. In mode K, where every rank has a GPU of its
+// own, all_reduce is kernels that wait for one another (device_peer_kernels.h); all else is as in
+// mode S.
 //
 // A kernel that waits for another process's kernel on the same GPU may wait for a time slice or for
-// ever, so no kernel waits: streams do, for words in memory of the host (device_words.h). A tensor
+// ever, so in mode S no kernel waits: streams do, for words in memory of the host (device_words.h).
+// A tensor
 // goes in pieces through slots of a pool (device_pool.h). Of each piece a rank's stream first puts
 // its input and writes `ready`; then either the leader, another rank for each operation, waits for
 // all, carries out the sum and writes `done`, or every rank waits for all and reads what it needs.
@@ -24,12 +27,13 @@
 #include <memory>
 #include <string>
 
+#include "engine/device_peer_kernels.h"
 #include "engine/device_stages.h"
 
 namespace pycomm {
 
 struct DeviceGroupOptions {
-  char mode = 0;                         // 'H' or 'S'; 0: the best there is
+  char mode = 0;                         // 'H', 'S' or 'K'; 0: the best there is
   size_t pool_bytes = kDevicePoolBytes;  // of all ranks on a GPU together
 };
 
@@ -61,6 +65,9 @@ class DeviceGroup {
     DeviceWork work;
     uint64_t first = 0;  // number of its first piece
     size_t pieces = 0;
+    // Mode K carries it out, as one piece.
+    bool by_kernels = false;
+    PeerKernels::Launch launch;
     // Whether the stream has done with it. A failure ends the operation at once, while the stream,
     // which it has released, still has copies to make. Plain loads, any thread; null: captured.
     std::function<bool()> passed;
@@ -75,13 +82,17 @@ class DeviceGroup {
 
  private:
   DeviceGroup(Engine& engine, Device& device);
+  OpSignature signature_of(const DeviceWork& work, bool captured) const;
+  std::chrono::nanoseconds timeout_of(const Operation& wanted) const;
   Failure set_up(DeviceRendezvous& rendezvous, const DeviceKernels& kernels,
                  const std::vector<DeviceCard>& cards, size_t pool_bytes);
-  void check_with_peers(const Operation& wanted, const DeviceWork& work, bool captured);
+  void check_with_peers(const Operation& wanted, const OpSignature& mine);
   void await_laggards(const Operation& wanted, const OpSignature& mine);
   DevicePiece piece_of(const Call& call, size_t index) const;
   Failure put(const Call& call, size_t index, void* stream);
   Failure carry_out(const Call& call, size_t index, void* stream);
+  Failure enqueue_pieces(const Call& call, void* stream);
+  Failure enqueue_kernels(const Call& call, void* stream);
   Failure enqueue_captured(const Call& call, void* stream);
   Failure hand_over(bool second, bool gives, bool gets, int other, void* stream);
 
@@ -92,6 +103,7 @@ class DeviceGroup {
   std::shared_ptr<DeviceWords> words_;
   std::unique_ptr<DevicePool> pool_;
   std::unique_ptr<DeviceStages> stages_;
+  std::unique_ptr<PeerKernels> kernels_;  // of mode K
   uint64_t calls_ = 0, pieces_, unled_piece_ = 0;
   bool captured_ = false;
 };

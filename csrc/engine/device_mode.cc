@@ -2,20 +2,49 @@
 #include "engine/device_mode.h"
 
 #include <algorithm>
-#include <set>
+#include <map>
 
 #include "kernels/device_kernels.h"
 
 namespace pycomm {
 namespace {
 
-// What keeps this rank from stream-ordered stages; nullptr: nothing.
-const char* obstacle(const DeviceCard& card) {
+// What keeps this rank from stream-ordered stages; empty: nothing.
+std::string obstacle(const DeviceCard& card) {
   if (!card.one_host) return "does not share memory of one host with all others";
   if (!card.words) return "has no 64-bit stream memory operations";
   if (!card.host_memory) return "cannot register memory of the host with its GPU";
   if (!card.descriptors && !card.ipc) return "cannot share memory of its GPU between processes";
-  return nullptr;
+  if (card.unreached >= 0) {
+    return str("has no access from its GPU to that of rank ", card.unreached);
+  }
+  return "";
+}
+
+// What keeps kernels from waiting for one another; empty: nothing. Without obstacles to S.
+std::string kernel_obstacle(std::span<const DeviceCard> cards) {
+  if (cards.size() > static_cast<size_t>(kPeersMax)) {
+    return str("kernels wait for one another in groups of up to ", kPeersMax, " ranks");
+  }
+  std::map<std::string, size_t> owners;
+  for (size_t rank = 0; rank < cards.size(); ++rank) {
+    const auto [other, first] = owners.emplace(cards[rank].uuid, rank);
+    if (!first) {
+      return str("ranks ", other->second, " and ", rank, " share ", other->first,
+                 ", where no kernel may wait for another's");
+    }
+    if (cards[rank].processors < kPeerBlocksMax) {
+      return str("the GPU of rank ", rank, " has ", cards[rank].processors,
+                 " multiprocessors, fewer than the ", kPeerBlocksMax, " blocks that wait at once");
+    }
+  }
+  return "";
+}
+
+size_t gpus_of(std::span<const DeviceCard> cards) {
+  std::map<std::string, size_t> gpus;
+  for (const DeviceCard& card : cards) ++gpus[card.uuid];
+  return gpus.size();
 }
 
 }  // namespace
@@ -28,12 +57,14 @@ DeviceCard card_of(const DeviceFacts& facts, char wanted, bool one_host) {
   card.host_memory = facts.host_memory;
   card.descriptors = facts.descriptors;
   card.ipc = facts.ipc;
+  card.processors = facts.processors;
   card.one_host = one_host;
   return card;
 }
 
+bool on_one_gpu(std::span<const DeviceCard> cards) { return gpus_of(cards) == 1; }
+
 ModeChoice choose_mode(std::span<const DeviceCard> cards) {
-  std::set<std::string> gpus;
   for (size_t rank = 0; rank < cards.size(); ++rank) {
     const auto say = [](char wanted) {
       return wanted ? str("mode ", wanted) : std::string("any mode");
@@ -41,23 +72,28 @@ ModeChoice choose_mode(std::span<const DeviceCard> cards) {
     PYCOMM_USAGE(cards[rank].wanted == cards[0].wanted, "rank ", rank, " asks for ",
                  say(cards[rank].wanted), " on its GPU, rank 0 for ", say(cards[0].wanted),
                  "; set the same on all ranks");
-    gpus.insert(cards[rank].uuid);
   }
-  if (cards[0].wanted == static_cast<char>(DeviceMode::host))
-    return {DeviceMode::host, "asked for"};
+  const char wanted = cards[0].wanted;
+  if (wanted == static_cast<char>(DeviceMode::host)) return {DeviceMode::host, "asked for"};
   if (cards.size() == 1) return {DeviceMode::host, "the group has one rank"};
-  if (gpus.size() > 1) {
-    return {DeviceMode::host, str("the ranks are on ", gpus.size(), " GPUs")};
-  }
   if (cards.size() > static_cast<size_t>(kDeviceSourcesMax)) {
-    return {DeviceMode::host, str("more than ", kDeviceSourcesMax, " ranks share a GPU")};
+    return {DeviceMode::host, str("the group has more than ", kDeviceSourcesMax, " ranks")};
   }
   for (size_t rank = 0; rank < cards.size(); ++rank) {
-    if (const char* why = obstacle(cards[rank])) {
-      return {DeviceMode::host, str("rank ", rank, " ", why)};
-    }
+    const std::string why = obstacle(cards[rank]);
+    if (!why.empty()) return {DeviceMode::host, str("rank ", rank, " ", why)};
   }
-  return {DeviceMode::stream, str(cards.size(), " ranks share ", cards[0].uuid)};
+  const std::string why = kernel_obstacle(cards);
+  const bool asked = wanted == static_cast<char>(DeviceMode::kernel);
+  if (asked && !why.empty()) return {DeviceMode::host, "asked for K, but " + why};
+  const size_t gpus = gpus_of(cards);
+  if (gpus == 1) return {DeviceMode::stream, str(cards.size(), " ranks share ", cards[0].uuid)};
+  const std::string where = str(cards.size(), " ranks on ", gpus, " GPUs that reach each other");
+  if (wanted == static_cast<char>(DeviceMode::stream)) {
+    return {DeviceMode::stream, where + "; asked for"};
+  }
+  if (!why.empty()) return {DeviceMode::stream, where + "; " + why};
+  return {DeviceMode::kernel, where};
 }
 
 }  // namespace pycomm

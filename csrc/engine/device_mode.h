@@ -13,7 +13,8 @@ namespace pycomm {
 
 enum class DeviceMode : char {
   host = 'H',    // through pinned memory of the host and the CPU's collectives: always possible
-  stream = 'S',  // several ranks share a GPU: streams wait for words, one rank runs each kernel
+  stream = 'S',  // all ranks map memory of all: streams wait for words, kernels for nothing
+  kernel = 'K',  // as S, and each rank has a GPU to itself, so that kernels may wait for kernels
 };
 
 // What a rank tells the others. Travels as bytes.
@@ -21,10 +22,13 @@ struct DeviceCard {
   char uuid[64] = {};
   char wanted = 0;  // a DeviceMode that somebody asked for; 0: any
   bool words = false, host_memory = false, descriptors = false, ipc = false;
+  int32_t processors = 0;
+  int32_t unreached = -1;  // a rank whose GPU this one's cannot address
   // Whether this rank reaches all others through shared memory of its host.
   bool one_host = false;
 };
 DeviceCard card_of(const DeviceFacts& facts, char wanted, bool one_host);
+bool on_one_gpu(std::span<const DeviceCard> cards);
 
 struct ModeChoice {
   DeviceMode mode = DeviceMode::host;

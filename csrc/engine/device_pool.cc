@@ -2,21 +2,25 @@
 #include "engine/device_pool.h"
 
 #include <algorithm>
-#include <thread>
+#include <map>
+
+#include "engine/device_peer_kernels.h"
 
 namespace pycomm {
 namespace {
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-size_t slots_of(int rank) { return static_cast<size_t>(kInSlots + (rank == 0 ? kResultSlots : 0)); }
-
-size_t all_bytes(int world_size, size_t slot_bytes) {
-  size_t sum = 0;
-  for (int rank = 0; rank < world_size; ++rank) {
-    sum += round_up(slots_of(rank) * slot_bytes, kDevicePoolStep);
+// On the GPU that has most.
+size_t largest_share(std::span<const DeviceCard> cards, const PoolLayout& layout) {
+  std::map<std::string, size_t> shares;
+  size_t largest = 0;
+  for (size_t rank = 0; rank < cards.size(); ++rank) {
+    size_t& share = shares[cards[rank].uuid];
+    share += round_up(layout.bytes_of(static_cast<int>(rank)), kDevicePoolStep);
+    largest = std::max(largest, share);
   }
-  return sum;
+  return largest;
 }
 
 constexpr size_t kTrialBytes = 4096;
@@ -25,26 +29,41 @@ int mark_of(int rank) { return rank % 251 + 1; }
 
 }  // namespace
 
-size_t DevicePool::slot_bytes_for(int world_size, size_t pool_bytes) {
+PoolLayout PoolLayout::choose(std::span<const DeviceCard> cards, DeviceMode mode,
+                              size_t pool_bytes) {
+  PoolLayout layout;
+  layout.own_results = !on_one_gpu(cards);
+  const auto with_slots_of = [&](size_t bytes) {
+    layout.slot_bytes = bytes;
+    layout.peer_bytes = mode == DeviceMode::kernel
+                            ? PeerKernels::bytes_for(static_cast<int>(cards.size()), bytes)
+                            : 0;
+    return largest_share(cards, layout);
+  };
   size_t bytes = kDeviceSlotBytesMax;
-  while (bytes > kDeviceSlotBytesMin && all_bytes(world_size, bytes) > pool_bytes) {
+  while (with_slots_of(bytes) > pool_bytes && bytes > kDeviceSlotBytesMin) {
     bytes -= kDeviceSlotBytesMin;
   }
-  return bytes;
+  return layout;
 }
 
-DevicePool::DevicePool(Device& device, int rank, int world_size, ShareKind kind, size_t slot_bytes)
+size_t PoolLayout::bytes_of(int rank) const {
+  const int slots = kInSlots + (own_results || rank == 0 ? kResultSlots : 0);
+  return static_cast<size_t>(slots) * slot_bytes + peer_bytes;
+}
+
+DevicePool::DevicePool(Device& device, int rank, int world_size, ShareKind kind,
+                       const PoolLayout& layout)
     : device_(device),
       rank_(rank),
       kind_(kind),
-      slot_bytes_(slot_bytes),
+      layout_(layout),
       memory_(static_cast<size_t>(world_size)) {}
 
 Failure DevicePool::connect(DeviceRendezvous& rendezvous, Device& device, DeviceWords& words,
-                            int rank, const std::vector<DeviceCard>& cards, size_t pool_bytes,
-                            std::unique_ptr<DevicePool>* out) {
+                            int rank, const std::vector<DeviceCard>& cards,
+                            const PoolLayout& layout, std::unique_ptr<DevicePool>* out) {
   const auto world_size = static_cast<int>(cards.size());
-  const size_t slot_bytes = slot_bytes_for(world_size, pool_bytes);
   Failure why{FailureKind::system, "no way to share memory of the GPU", {}};
   uint64_t piece = 0;  // of the words, which only grow
   for (const ShareKind kind : {ShareKind::descriptor, ShareKind::ipc}) {
@@ -52,7 +71,7 @@ Failure DevicePool::connect(DeviceRendezvous& rendezvous, Device& device, Device
       return kind == ShareKind::descriptor ? card.descriptors : card.ipc;
     });
     if (!all) continue;
-    std::unique_ptr<DevicePool> pool(new DevicePool(device, rank, world_size, kind, slot_bytes));
+    std::unique_ptr<DevicePool> pool(new DevicePool(device, rank, world_size, kind, layout));
     why = pool->share(rendezvous);
     if (!why) why = pool->try_it(rendezvous, words, ++piece);
     if (!why) {
@@ -71,7 +90,7 @@ Failure DevicePool::connect(DeviceRendezvous& rendezvous, Device& device, Device
 Failure DevicePool::share(DeviceRendezvous& rendezvous) {
   SharedAllocation& mine = memory_[static_cast<size_t>(rank_)];
   ShareHandle handle;
-  Failure failure = device_.allocate_shared(kind_, slots_of(rank_) * slot_bytes_, &mine);
+  Failure failure = device_.allocate_shared(kind_, layout_.bytes_of(rank_), &mine);
   if (!failure) failure = device_.export_shared(mine, &handle);
   if (const auto why = rendezvous.agree(failure); !why.empty()) {
     return {FailureKind::system, why, {}};
@@ -101,52 +120,48 @@ Failure DevicePool::share(DeviceRendezvous& rendezvous) {
 // A round trip: whatever the attributes say, this is what has to work.
 Failure DevicePool::try_it(DeviceRendezvous& rendezvous, DeviceWords& words, uint64_t piece) {
   void* stream = nullptr;
+  HostAllocation seen;
   Failure failure = device_.create_stream(false, &stream);
-  if (!failure) {
-    failure = write_and_read(words, piece, stream);
-    (void)device_.destroy_stream(stream);
+  if (!failure) failure = device_.allocate_pinned(memory_.size() * kTrialBytes, &seen);
+  if (!failure)
+    failure = write_and_read(words, piece, stream, static_cast<std::byte*>(seen.device));
+  if (!failure && !words.await_end(piece, kDeviceSetupTimeout)) {
+    failure = {FailureKind::system, "a round trip over the GPU's memory did not end in time", {}};
   }
+  if (failure) {  // peers wait, and the stream may still use what it was given
+    words.break_up();
+    abandon();
+  } else if (!words.broken()) {  // or else whoever did that says why
+    failure = check_marks(static_cast<const std::byte*>(seen.host));
+  }
+  if (stream) (void)device_.destroy_stream(stream);
+  if (seen.host && !words.broken()) (void)device_.release_pinned(seen);
   const auto why = rendezvous.agree(failure);
   return why.empty() ? Failure{} : Failure{FailureKind::system, why, {}};
 }
 
-Failure DevicePool::write_and_read(DeviceWords& words, uint64_t piece, void* stream) {
-  HostAllocation host;
-  if (Failure failure = device_.allocate_pinned(memory_.size() * kTrialBytes, &host)) {
-    return failure;
-  }
+// Writes this rank's mark and reads all others'.
+Failure DevicePool::write_and_read(DeviceWords& words, uint64_t piece, void* stream,
+                                   std::byte* seen) {
   Failure failure = device_.fill(stream, in(rank_, 0), mark_of(rank_), kTrialBytes);
   if (!failure) failure = device_.write_value(stream, words.ready(rank_), piece);
   for (int rank = 0; static_cast<size_t>(rank) < memory_.size() && !failure; ++rank) {
     failure = device_.wait_value(stream, words.ready(rank), piece);
-    const auto offset = static_cast<size_t>(rank) * kTrialBytes;
-    if (!failure) {
-      failure = device_.copy(stream, static_cast<std::byte*>(host.device) + offset, in(rank, 0),
-                             kTrialBytes);
-    }
+    if (!failure) failure = device_.copy(stream, seen, in(rank, 0), kTrialBytes);
+    seen += kTrialBytes;
   }
-  if (!failure) failure = device_.write_value(stream, words.ended(rank_), piece);
-  const auto patience = Deadline::after(kDeviceSetupTimeout);
-  while (!failure && !words.has_ended(rank_, piece) && !patience.expired()) {
-    std::this_thread::sleep_for(kAttendNap);
-  }
-  if (!failure && !words.has_ended(rank_, piece)) {
-    words.break_up();
-    abandon();
-    return {FailureKind::system, "a round trip over the GPU's memory did not end in time", {}};
-  }
-  for (int rank = 0; static_cast<size_t>(rank) < memory_.size() && !failure; ++rank) {
-    const auto* from =
-        static_cast<const std::byte*>(host.host) + static_cast<size_t>(rank) * kTrialBytes;
+  return failure ? failure : device_.write_value(stream, words.ended(rank_), piece);
+}
+
+Failure DevicePool::check_marks(const std::byte* seen) const {
+  for (int rank = 0; static_cast<size_t>(rank) < memory_.size(); ++rank, seen += kTrialBytes) {
     const auto mark = static_cast<std::byte>(mark_of(rank));
-    if (!std::all_of(from, from + kTrialBytes, [mark](std::byte b) { return b == mark; })) {
-      failure = {FailureKind::system,
-                 str("read something else than rank ", rank, " wrote to the GPU's memory"),
-                 {}};
-    }
+    if (std::all_of(seen, seen + kTrialBytes, [mark](std::byte b) { return b == mark; })) continue;
+    return {FailureKind::system,
+            str("read something else than rank ", rank, " wrote to the GPU's memory"),
+            {}};
   }
-  (void)device_.release_pinned(host);
-  return failure;
+  return {};
 }
 
 void DevicePool::close_imported() {

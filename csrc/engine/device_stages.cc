@@ -115,7 +115,7 @@ Failure DeviceStages::put_blocks(const DeviceWork& work, const DevicePiece& piec
 // The leader's part, when every rank has put.
 Failure DeviceStages::lead(const DeviceWork& work, const DevicePiece& piece, void* stream) const {
   std::byte* const own = at(work, 0, piece);
-  std::byte* const result = pool_.result(piece.result_slot);
+  std::byte* const result = pool_.result(work.leader, piece.result_slot);
   if (work.collective == Collective::broadcast) {
     return copy(result, own, piece.count * size_of(work.dtype), stream);
   }
@@ -133,7 +133,7 @@ Failure DeviceStages::take(const DeviceWork& work, const DevicePiece& piece, voi
     case Collective::all_reduce:
     case Collective::broadcast:
       if (rank_ == work.leader) return {};
-      return copy(at(work, 0, piece), pool_.result(piece.result_slot), bytes, stream);
+      return copy(at(work, 0, piece), pool_.result(work.leader, piece.result_slot), bytes, stream);
     case Collective::all_gather:
       return take_blocks(work, piece, stream);
     case Collective::gather:

@@ -2,7 +2,10 @@
 #include "engine/device_words.h"
 
 #include <mutex>
+#include <thread>
 #include <vector>
+
+#include "base/deadline.h"
 
 namespace pycomm {
 namespace {
@@ -11,9 +14,11 @@ namespace {
 constexpr uint64_t kReleased = uint64_t{1} << 62;
 constexpr size_t kLineWords = kCacheLineBytes / sizeof(uint64_t);
 
+static_assert(offsetof(PeerControl, abort) == 0 && offsetof(PeerControl, status) == 8);
+
 size_t whole_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
-// ready, ended and closed by rank, done, broken.
-size_t lines_for(int world_size) { return 3 * static_cast<size_t>(world_size) + 2; }
+// ready by rank, done, ended by rank, broken, closed and control by rank.
+size_t lines_for(int world_size) { return 4 * static_cast<size_t>(world_size) + 2; }
 // The words that one rank reads lie together.
 size_t row_words(int world_size) {
   return (static_cast<size_t>(world_size) + kLineWords - 1) / kLineWords * kLineWords;
@@ -48,8 +53,19 @@ bool DeviceWords::reached(const uint64_t* word, uint64_t value) {
   return static_cast<int64_t>(now - value) >= 0;
 }
 
+bool DeviceWords::await_end(uint64_t piece, std::chrono::nanoseconds patience) const {
+  const auto until = Deadline::after(patience);
+  while (!has_ended(rank_, piece) && !until.expired()) std::this_thread::sleep_for(kAttendNap);
+  return has_ended(rank_, piece);
+}
+
 uint64_t DeviceWords::last_ready(int rank) const {
   return std::atomic_ref(*line(rank)).load(std::memory_order_acquire);
+}
+
+PeerFault DeviceWords::fault() const {
+  return unpack_fault(
+      std::atomic_ref(line(3 * world_size_ + 2 + rank_)[1]).load(std::memory_order_acquire));
 }
 
 uint64_t* DeviceWords::line(int index) const {
@@ -120,6 +136,7 @@ void DeviceWords::break_up() {
   };
   store(line(2 * world_size_ + 1));  // before any stream can go on because of it
   for (int rank = 0; rank < world_size_; ++rank) {
+    std::atomic_ref(*line(3 * world_size_ + 2 + rank)).store(1, std::memory_order_release);
     store(line(rank));
     for (int writer = 0; writer < world_size_; ++writer) {
       store(pair(0, rank, writer));

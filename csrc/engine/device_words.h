@@ -20,6 +20,7 @@
 #include "base/limits.h"
 #include "device/device.h"
 #include "engine/signature.h"
+#include "kernels/device_peers.h"
 #include "transport/shared_memory.h"
 
 namespace pycomm {
@@ -44,11 +45,21 @@ class DeviceWords {
   uint64_t* arrived(int reader, int writer) { return on_device(pair(0, reader, writer)); }
   uint64_t* passed(int reader, int writer) { return on_device(pair(1, reader, writer)); }
 
+  // Of this rank's kernels that wait for peers, for its device: break_up() ends their waits.
+  PeerControl* control() {
+    return reinterpret_cast<PeerControl*>(on_device(line(3 * world_size_ + 2 + rank_)));
+  }
+  // Why one of them has not done its work; after break_up() it may be for no other reason.
+  PeerFault fault() const;
+
   uint64_t last_ready(int rank) const;
   bool is_done(uint64_t piece) const { return reached(line(world_size_), piece); }
   bool has_ended(int rank, uint64_t piece) const {
     return reached(line(world_size_ + 1 + rank), piece);
   }
+
+  // Blocks until this rank's stream has written `ended`; false: not within `patience`.
+  bool await_end(uint64_t piece, std::chrono::nanoseconds patience) const;
 
   // Tells peers what this rank's call number `ticket` is, from 1. Before that every peer must have
   // done with the call kDeviceTicketsMax before it: may_publish().

@@ -17,6 +17,14 @@ std::string to_string(const OpSignature& s) {
   return text + ")";
 }
 
+uint32_t digest(const OpSignature& signature) {
+  uint32_t hash = 2166136261u;
+  for (const auto byte : std::bit_cast<std::array<uint8_t, sizeof signature>>(signature)) {
+    hash = (hash ^ byte) * 16777619u;
+  }
+  return hash;
+}
+
 namespace {
 
 // Ranks that disagree about the format mostly use different algorithms, too.

@@ -50,6 +50,7 @@ inline bool moves_blocks(Collective collective) {
 
 // "all_reduce(float32[1024], sum)", "broadcast(int64[3], root 2)", "send(float32[8], tag 0)"
 std::string to_string(const OpSignature& signature);
+uint32_t digest(const OpSignature& signature);  // FNV-1a of all fields
 // The sentence for a mismatch that `rank` found in a frame from `peer`. It reads the same on every
 // rank.
 std::string explain_mismatch(const OpSignature& mine, const OpSignature& theirs, int rank,

@@ -8,6 +8,8 @@
 
 #include <vector>
 
+#include "base/error.h"
+
 namespace pycomm {
 
 class Watched {
@@ -17,6 +19,8 @@ class Watched {
   virtual bool over() = 0;
   // What it waits for now, as ranks. This rank: for what was called here before it.
   virtual std::vector<int> awaited() = 0;
+  // What the device itself found out, empty as a rule. Plain loads.
+  virtual Failure fault() = 0;
   // Somebody has given it up already, and is about to say why.
   virtual bool given_up() = 0;
   // How it is carried out, for the flight recorder. Lives as long as the program.

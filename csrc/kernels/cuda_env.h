@@ -128,6 +128,16 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kBlocksPerProcessor)
   body(DeviceEnv{});
 }
 
+// Makes the driver load the kernel now, on the current device.
+template <class Body>
+int load() {
+  cudaFuncAttributes attributes{};  // to ask for them is to load it
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(run_body<Body>));
+  if (error != cudaSuccess) cudaGetLastError();  // must not be the next call's error
+  return error;
+}
+
 // Enough blocks for the work, at most enough to fill the device.
 struct CudaLaunch {
   template <class Body>

@@ -14,6 +14,7 @@ class CudaKernels final : public DeviceKernels {
     return cuda::reduce(task, stream);
   }
   int load_reduce() const override { return cuda::load_reduce(); }
+  int load_all_reduce() const override { return cuda::load_all_reduce(); }
   int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
     return cuda::all_reduce_one_shot(task, stream);
   }

@@ -14,13 +14,9 @@ int load_reduce() {
   for (int d = 0; d < kDTypeCount; ++d) {
     for (const ReduceOp op : {ReduceOp::sum, ReduceOp::product}) {
       const int error = with_format(op, static_cast<DType>(d), [&]<class Format>() -> int {
-        cudaFuncAttributes attributes{};  // to ask for them is to load it
-        return cudaFuncGetAttributes(&attributes,
-                                     reinterpret_cast<const void*>(run_body<ReduceBody<Format>>));
+        return load<ReduceBody<Format>>();
       });
-      if (error == cudaSuccess) continue;
-      cudaGetLastError();  // must not be the next call's error
-      return error;
+      if (error != cudaSuccess) return error;
     }
   }
   return kLaunched;

@@ -6,6 +6,20 @@
 
 namespace pycomm {
 
+bool travels_between_gpus(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+    case DType::float64:
+    case DType::float16:
+    case DType::bfloat16:
+    case DType::int32:
+    case DType::int64:
+      return true;
+    default:
+      return false;
+  }
+}
+
 size_t one_shot_count(const PeerGroup& group, DType dtype) {
   const size_t slot_bytes = group.slots_bytes / (2 * static_cast<size_t>(group.world_size));
   return slot_bytes / 16 * 16 / size_of(dtype);

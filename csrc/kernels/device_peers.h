@@ -91,6 +91,8 @@ struct AllReduceTask {
   uint32_t signature = 0;  // of everything ranks must agree on; compared at the first wait
 };
 
+// What the kernels of a group exchange; other types they refuse.
+bool travels_between_gpus(DType dtype);
 // The most elements that one_shot takes.
 size_t one_shot_count(const PeerGroup& group, DType dtype);
 

@@ -40,6 +40,7 @@ class HostKernels final : public DeviceKernels {
     return launch_reduce(task, HostLaunch{enqueue_}, stream);
   }
   int load_reduce() const override { return kLaunched; }
+  int load_all_reduce() const override { return kLaunched; }
   int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
     return launch_one_shot(task, HostLaunch{enqueue_}, stream);
   }

@@ -92,8 +92,8 @@ void bind_options(py::module_& m) {
             return o.device_mode ? std::string(1, o.device_mode) : std::string("auto");
           },
           [](BackendOptions& o, const std::string& v) {
-            PYCOMM_USAGE(v == "auto" || v == "H" || v == "S", "device_mode: got \"", v,
-                         "\", expected auto, H or S");
+            PYCOMM_USAGE(v == "auto" || v == "H" || v == "S" || v == "K", "device_mode: got \"", v,
+                         "\", expected auto, H, S or K");
             o.device_mode = v == "auto" ? 0 : v[0];
           })
       .def_property(

@@ -12,7 +12,7 @@ from fake_cuda.device_ranks import DEVICE, gpu, here, mode_now, run_on_devices
 from ranks import Rank
 from torch import Tensor
 
-MODES = ["H", "S"]
+MODES = ["H", "S", "K"]
 LARGE = 3 * (1 << 20) + 5  # float32: four pieces through the host, the last one short
 
 

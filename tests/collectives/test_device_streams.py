@@ -18,7 +18,7 @@ from ranks import Rank
 
 from pycomm.errors import CommError
 
-BOTH = pytest.mark.parametrize("mode", ["H", "S"])
+EVERY_MODE = pytest.mark.parametrize("mode", ["H", "S", "K"])
 
 
 def late_one(me: Rank) -> Any:
@@ -37,7 +37,7 @@ def late_one(me: Rank) -> Any:
     return too_early, completed, x[0].item()
 
 
-@BOTH
+@EVERY_MODE
 def test_a_stream_that_does_not_wait_sees_what_was_there_before(mode: str) -> None:
     last, (too_early, completed, waited) = run_on_devices(late_one, 2, mode=mode)
     assert (too_early, completed, waited, last) == (1.0, False, 2.0, 2.0)
@@ -57,7 +57,7 @@ def host_runs_ahead(me: Rank) -> None:
         assert torch.equal(x.cpu(), torch.full((70_000,), 2.0 * i + 1)), i
 
 
-@BOTH
+@EVERY_MODE
 def test_a_synchronous_call_holds_the_stream_and_not_the_host(mode: str) -> None:
     run_on_devices(host_runs_ahead, 2, mode=mode)
 
@@ -81,7 +81,7 @@ def follows_the_current_stream(me: Rank) -> None:
     assert torch.equal(x.cpu(), torch.full((5000,), 4.0))
 
 
-@BOTH
+@EVERY_MODE
 def test_operations_follow_what_the_callers_stream_was_given(mode: str) -> None:
     run_on_devices(follows_the_current_stream, 2, mode=mode)
 
@@ -105,7 +105,7 @@ def several_streams(me: Rank) -> None:
         assert torch.equal(x.cpu(), torch.full((9000,), 2.0 * i + 1)), i
 
 
-@BOTH
+@EVERY_MODE
 def test_a_groups_operations_keep_their_order_over_streams(mode: str) -> None:
     run_on_devices(several_streams, 2, mode=mode)
 
@@ -131,7 +131,7 @@ def letting_go(me: Rank) -> None:
     assert torch.equal(total.cpu(), torch.tensor(wanted).repeat_interleave(3000))
 
 
-@BOTH
+@EVERY_MODE
 def test_tensors_live_until_the_stream_has_done_with_them(mode: str) -> None:
     run_on_devices(letting_go, 2, mode=mode)
 
@@ -156,7 +156,7 @@ def given_back(me: Rank) -> None:
     assert torch.equal(out.cpu(), torch.arange(1.0, p + 1).repeat_interleave(count))
 
 
-@BOTH
+@EVERY_MODE
 def test_a_stream_that_waits_for_the_end_gets_the_memory_back(mode: str) -> None:
     run_on_devices(given_back, 2, mode=mode)
 
@@ -174,7 +174,7 @@ def futures(me: Rank) -> None:
     assert over.wait() == 0
 
 
-@BOTH
+@EVERY_MODE
 def test_callbacks_of_futures_see_the_result(mode: str) -> None:
     run_on_devices(futures, 2, mode=mode)
 
@@ -201,7 +201,7 @@ def host_waits(me: Rank) -> None:
     assert x[0].item() == 2.0
 
 
-@BOTH
+@EVERY_MODE
 def test_wait_with_a_timeout_waits_on_the_host(mode: str) -> None:
     run_on_devices(host_waits, 2, mode=mode)
 
@@ -302,5 +302,6 @@ def replayed(me: Rank) -> None:
     assert torch.equal(y.cpu(), torch.full((300_000,), 16.0))
 
 
-def test_a_graph_replays_collectives_of_ranks_that_share_a_gpu() -> None:
-    run_on_devices(replayed, 2, mode="S")
+@pytest.mark.parametrize("mode", ["S", "K"])
+def test_a_graph_replays_collectives_where_the_host_has_no_part_in_them(mode: str) -> None:
+    run_on_devices(replayed, 2, mode=mode)

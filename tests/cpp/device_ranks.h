@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A rank with a fake GPU, and collectives on that GPU's memory whose results are known.
+// A rank with a fake GPU, shared with the others or its own, and collectives on that GPU's memory
+// whose results are known.
 #pragma once
 
 #include <cstring>
@@ -181,12 +182,15 @@ inline constexpr Collective kServed[] = {
     Collective::all_reduce, Collective::broadcast,      Collective::reduce, Collective::all_gather,
     Collective::gather,     Collective::reduce_scatter, Collective::scatter};
 
+inline constexpr DeviceMode kBothModes[] = {DeviceMode::stream, DeviceMode::kernel};
+
 // Slots of 64 KiB, so that modest tensors go in pieces.
 inline DeviceGroupOptions small_pool() { return {0, 1}; }
 
-inline FakeOptions seeded(int rank, int delay_us = 0) {
+// In mode S all ranks share one GPU, in mode K each has its own.
+inline FakeOptions seeded(int rank, int delay_us = 0, DeviceMode mode = DeviceMode::stream) {
   FakeOptions options;
-  options.uuid = "GPU-one";
+  options.uuid = mode == DeviceMode::kernel ? str("GPU-", rank) : "GPU-one";
   options.seed = static_cast<uint64_t>(rank) + 20261121;
   options.delay_us = delay_us;
   return options;

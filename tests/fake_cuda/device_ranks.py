@@ -8,8 +8,9 @@
 
     run_on_devices(sums, 3)
 
-All ranks share one GPU unless `gpus` gives the fake GPUs of each rank, as FakeOptions::parse reads
-them. Their processes are apart from those of other tests: torch has another device there.
+All ranks share one GPU, and in mode K each has one of its own; or `gpus` gives the fake GPUs of
+each rank, as FakeOptions::parse reads them, with {rank} for its number. Their processes are apart
+from those of other tests: torch has another device there.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from fake_cuda import fakegpu
 from ranks import Pool, Rank, run_ranks
 
 DEVICE = os.environ.get("PYCOMM_TEST_DEVICE", fakegpu.NAME)
-# One GPU that all ranks share; a little slow and irregular, so that streams run apart.
-SHARED = "uuid=SHARED,delay_us=200"
+# One GPU that all ranks share, and one that is the rank's alone; a little slow and irregular, so
+# that streams run apart.
+SHARED_AND_OWN = "uuid=SHARED,delay_us=200;uuid=OWN-{rank},delay_us=200"
 
 
 def _enter(rank: int, extension: Path | None, gpus: str) -> None:
     if extension is not None:
-        os.environ["PYCOMM_TEST_FAKE_GPUS"] = f"{gpus},seed={rank + 1}"
+        each = [f"{one.format(rank=rank)},seed={rank + 1}" for one in gpus.split(";")]
+        os.environ["PYCOMM_TEST_FAKE_GPUS"] = ";".join(each)
         fakegpu.load(extension)
 
 
@@ -45,22 +49,32 @@ def _pool(gpus: str) -> Pool:
     return pool
 
 
+def _on_its_device(me: Rank, function: Callable[..., Any], own: bool, *args: Any) -> Any:
+    index = 0 if not own else 1 if DEVICE == fakegpu.NAME else me.rank
+    gpu().set_device(index)
+    return function(me, *args)
+
+
 def run_on_devices(
     function: Callable[..., Any],
     world_size: int,
     *args: Any,
-    gpus: str = SHARED,
+    gpus: str = SHARED_AND_OWN,
     mode: str = "auto",
     env: Mapping[str, str] | None = None,
     **given: Any,
 ) -> list[Any]:
     """As ranks.run_ranks, in processes that have the device; `mode` is PYCOMM_DEVICE_MODE."""
     env = {**(env or {}), "PYCOMM_DEVICE_MODE": mode}
-    return run_ranks(function, world_size, *args, pool=_pool(gpus), env=env, **given)
+    own = mode == "K"
+    if own and DEVICE != fakegpu.NAME and gpu().device_count() < world_size:
+        pytest.skip(f"needs {world_size} GPUs")
+    call = (_on_its_device, world_size, function, own, *args)
+    return run_ranks(*call, pool=_pool(gpus), env=env, **given)
 
 
 def mode_now() -> str:
-    """The mode of the default group, "H" or "S"."""
+    """The mode of the default group, "H", "S" or "K"."""
     return dist.group.WORLD._get_backend(here()).device_mode()[:1]
 
 
@@ -69,9 +83,9 @@ def meet() -> None:
     dist.all_reduce(torch.zeros(1, device=here()))
 
 
-def here(index: int = 0) -> torch.device:
+def here(index: int | None = None) -> torch.device:
     """The device of this rank."""
-    return torch.device(DEVICE, index)
+    return torch.device(DEVICE, gpu().current_device() if index is None else index)
 
 
 def gpu() -> Any:

@@ -23,7 +23,7 @@ from pycomm.errors import CommError, Mismatch, UsageError
 
 # As the tests of the CPU: benchmarks hold the targets.
 WITHIN_S = 5.0
-BOTH = pytest.mark.parametrize("mode", ["H", "S"])
+EVERY_MODE = pytest.mark.parametrize("mode", ["H", "S", "K"])
 
 
 def said_by(call, *args, **given) -> CommError:
@@ -60,7 +60,7 @@ def killed(me: Rank) -> str:
     return str(error)
 
 
-@BOTH
+@EVERY_MODE
 def test_a_killed_rank_is_named_by_all_and_releases_their_streams(mode: str) -> None:
     first, second, gone = run_on_devices(killed, 3, mode=mode, dies=(2,))
     assert "rank 2" in first
@@ -70,14 +70,14 @@ def test_a_killed_rank_is_named_by_all_and_releases_their_streams(mode: str) -> 
 
 def mismatched(me: Rank) -> str:
     meet()
-    # In mode S the call itself says so if the other rank's was first.
+    # Without the host the call itself says so if the other rank's was first.
     with contextlib.suppress(Mismatch):
         dist.all_reduce(torch.ones(10 + me.rank, device=here()), async_op=True).wait()
     released()
     return str(said_by(dist.barrier))
 
 
-@BOTH
+@EVERY_MODE
 def test_a_mismatch_is_named_on_all_ranks(mode: str) -> None:
     for text in run_on_devices(mismatched, 2, mode=mode):
         assert "float32[10]" in text, text
@@ -108,7 +108,7 @@ def late(me: Rank) -> str:
     return str(error)
 
 
-@BOTH
+@EVERY_MODE
 def test_a_timeout_releases_the_stream_and_names_who_did_not_come(mode: str) -> None:
     first, _ = run_on_devices(late, 2, mode=mode, init=False)
     assert "timeout after 3 s" in first
@@ -132,7 +132,7 @@ def held_up(me: Rank) -> str:
 
 
 @pytest.mark.skipif(DEVICE != "fakegpu", reason="a fake GPU sleeps for as long as it is told")
-@BOTH
+@EVERY_MODE
 def test_a_device_that_does_not_come_to_the_operation_is_named(mode: str) -> None:
     for text in run_on_devices(held_up, 2, mode=mode, init=False):
         assert "timeout after 3 s" in text, text
@@ -156,7 +156,7 @@ def aborted(me: Rank) -> None:
     assert x.add_(torch.ones(8, device=here())).sum().item() >= 16.0
 
 
-@BOTH
+@EVERY_MODE
 def test_an_abort_leaves_the_device_usable(mode: str) -> None:
     run_on_devices(aborted, 2, mode=mode)
 
@@ -166,7 +166,7 @@ def failing_device(me: Rank, calls: int) -> str:
     dist.all_reduce(x)
     gpu().synchronize()
     if me.rank == 0:
-        gpu().fail_after(0, calls, "an injected failure")
+        gpu().fail_after(gpu().current_device(), calls, "an injected failure")
     error = None
     for _ in range(3):
         try:
@@ -180,7 +180,7 @@ def failing_device(me: Rank, calls: int) -> str:
 
 
 @pytest.mark.skipif(DEVICE != "fakegpu", reason="only a fake GPU fails when it is told")
-@pytest.mark.parametrize(("mode", "calls"), [("H", 6), ("S", 2)])
+@pytest.mark.parametrize(("mode", "calls"), [("H", 6), ("S", 2), ("K", 1)])
 def test_a_failure_of_a_device_reaches_all_ranks(mode: str, calls: int) -> None:
     here_said, there_said = run_on_devices(failing_device, 2, calls, mode=mode)
     assert "an injected failure" in here_said
@@ -195,7 +195,7 @@ def failing_call(me: Rank, calls: int) -> list[str]:
     dist.all_reduce(torch.ones(8, device=here()), async_op=True).wait()
     gpu().synchronize()
     if me.rank == 0:
-        gpu().fail_after(0, calls, "an injected failure")
+        gpu().fail_after(gpu().current_device(), calls, "an injected failure")
     errors = []
     for x in (first, second):
         try:
@@ -208,9 +208,9 @@ def failing_call(me: Rank, calls: int) -> list[str]:
 
 
 @pytest.mark.skipif(DEVICE != "fakegpu", reason="only a fake GPU fails when it is told")
-@pytest.mark.parametrize("calls", [0, 1])
-def test_no_call_is_taken_for_one_that_failed(calls: int) -> None:
-    for errors in run_on_devices(failing_call, 2, calls, mode="S"):
+@pytest.mark.parametrize(("mode", "calls"), [("S", 0), ("S", 1), ("K", 1)])
+def test_no_call_is_taken_for_one_that_failed(mode: str, calls: int) -> None:
+    for errors in run_on_devices(failing_call, 2, calls, mode=mode):
         for error in errors:
             assert "an injected failure" in error, errors
 
@@ -243,7 +243,7 @@ def memory_after_a_failure(me: Rank) -> None:
         assert torch.equal(x.cpu(), torch.full_like(x.cpu(), 7.0))
 
 
-@BOTH
+@EVERY_MODE
 def test_a_stream_released_by_a_failure_writes_to_no_memory_that_was_given_away(mode: str) -> None:
     run_on_devices(memory_after_a_failure, 2, mode=mode)
 
