@@ -132,7 +132,7 @@ def held_up(me: Rank) -> str:
 
 
 @pytest.mark.skipif(DEVICE != "fakegpu", reason="a fake GPU sleeps for as long as it is told")
-@EVERY_MODE
+@pytest.mark.parametrize("mode", ["H", "S"])  # in mode K as in S
 def test_a_device_that_does_not_come_to_the_operation_is_named(mode: str) -> None:
     for text in run_on_devices(held_up, 2, mode=mode, init=False):
         assert "timeout after 3 s" in text, text
