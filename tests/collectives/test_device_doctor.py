@@ -20,7 +20,7 @@ def measured(me: Rank) -> Any:
 
 @pytest.mark.parametrize(("mode", "why"), [("auto", "S: 2 ranks share "), ("H", "H: asked for")])
 def test_the_mode_and_its_reason_are_measured_and_printed(mode: str, why: str) -> None:
-    for found in run_on_devices(measured, 2, mode=mode):
+    for found in run_on_devices(measured, 2, mode=mode, env={"LOCAL_RANK": "0"}):
         assert found["kind"] == DEVICE and found["devices"] == [f"{DEVICE}:0"] * 2
         assert found["error"] is None
         assert found["mode"].startswith(why)
