@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from torch import Tensor, device
+from torch import Tensor, device, dtype
 from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Backend as _TorchBackend
 from torch._C._distributed_c10d import Store
@@ -131,10 +131,12 @@ class BucketReducer:
     def __init__(
         self,
         backend: _distributed_c10d.Backend,
+        hosts: _distributed_c10d.Backend,
         parameters: list[Tensor],
         names: list[str],
         bucket_bytes: list[int],
         average: bool,
+        narrow: dtype | None = None,
     ) -> None: ...
     def recover(self) -> None: ...
     def arm(self, outputs: list[Tensor], reduce: bool) -> None: ...
@@ -183,6 +185,7 @@ def arena_trim() -> int: ...
 def broadcast_tensors(
     backend: _distributed_c10d.Backend, tensors: list[Tensor], root: int
 ) -> None: ...
+def fails_with(one: Backend, other: Backend) -> None: ...
 def assign_buckets(
     parameters: list[tuple[int, str, int]], order: list[int], first_bytes: int, bucket_bytes: int
 ) -> list[list[int]]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,14 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from pycomm.errors import UsageError
 from pycomm.native import load
 from pycomm.options import Options
-from pycomm.replicas import backend_of, check_model, check_same_on_all, inner_of
+from pycomm.replicas import CPU, backend_of, check_model, check_same_on_all, inner_of
 
 # The default in front, then what is tried besides.
 _BUCKET_BYTES = [4 << 20, 1 << 20, 25 << 20]
+# Torch's. Nothing is tried: the clock of a host that does not wait says nothing of its device.
+_DEVICE_BUCKET_BYTES = [25 << 20]
+# Formats that are dtypes: packing converts to them, and less goes to the host and back.
+_NARROWED_BY_GPUS = {"bf16": torch.bfloat16}
 
 
 class DataParallel(nn.Module, Joinable):
@@ -36,12 +40,13 @@ class DataParallel(nn.Module, Joinable):
     not have are the module's. What differs is in docs/data_parallel.md.
 
     Args:
-        module: The model: the same on all ranks, with parameters on cpu.
+        module: The model: the same on all ranks, on cpu or on one GPU.
         process_group: A group of the backend pycomm. Default: the default group.
         bucket_bytes: Bytes of gradients that go out together, 1 or more. Default: 4 MiB, or
-            another size if that turns out to be faster in the first steps.
+            another size if that turns out to be faster in the first steps; on a GPU 25 MiB.
         wire: What float32 gradients of 64 KiB and more travel as, see docs/wire.md; makes a group
-            of its own for them. Default: the format of the process group.
+            of its own for them. On a GPU all of them travel so, and the GPU itself narrows to
+            "bf16". Default: the format of the process group.
         broadcast_buffers: Each forward begins with the buffers of rank 0.
 
     Attributes:
@@ -50,7 +55,7 @@ class DataParallel(nn.Module, Joinable):
 
     Raises:
         UsageError: an argument is not understood, no parameter needs a gradient, one is not dense
-            or not on cpu, or the model differs between ranks; the text says where.
+            or elsewhere than the others, or the model differs between ranks; the text says where.
         CommError: a rank failed.
     """
 
@@ -66,7 +71,8 @@ class DataParallel(nn.Module, Joinable):
         super().__init__()
         Joinable.__init__(self)
         backend, self.process_group = backend_of(process_group)
-        check_model(module)
+        self._device = check_model(module)
+        backend_of(self.process_group, self._device)
         if bucket_bytes is not None and (type(bucket_bytes) is not int or bucket_bytes < 1):
             raise UsageError(
                 f"DataParallel: got bucket_bytes={bucket_bytes!r}, expected a number of bytes, "
@@ -84,21 +90,36 @@ class DataParallel(nn.Module, Joinable):
         check_same_on_all(module, self.process_group)
         load().broadcast_tensors(backend, _state_of(module), 0)
         self._broadcasts_buffers = broadcast_buffers
-        gradients = backend if wire is None else self._group_with(wire)
+        on_host = self._device == CPU
+        default = _BUCKET_BYTES if on_host else _DEVICE_BUCKET_BYTES
+        narrow = None if on_host else _NARROWED_BY_GPUS.get(wire or "")
+        own_group = wire is not None and narrow is None
+        gradients = self._group_with(Options(wire=wire)) if own_group else backend
         self._reducer = self._make_reducer(
-            gradients, [bucket_bytes] if bucket_bytes else _BUCKET_BYTES
+            gradients,
+            gradients if on_host else self._group_of_hosts(gradients),
+            [bucket_bytes] if bucket_bytes else default,
+            narrow,
         )
 
-    def _group_with(self, wire: str) -> Any:
+    def _group_with(self, options: Options) -> Any:
         ranks = dist.get_process_group_ranks(self.process_group)
-        options = Options(wire=wire)
+        options = replace(options, device_mode=inner_of(self._backend).options.device_mode)
         options.resolved()  # refuses an unknown format here, on every rank alike
         group = dist.new_group(
             ranks, backend="pycomm", pg_options=options, use_local_synchronization=True
         )
         return backend_of(group)[0]
 
-    def _make_reducer(self, backend: Any, bucket_bytes: list[int]) -> Any:
+    def _group_of_hosts(self, gradients: Any) -> Any:
+        """Returns what the hosts tell each other by without waiting for what is on the device."""
+        hosts = self._group_with(Options(wire="fp32"))
+        load().fails_with(inner_of(hosts), inner_of(gradients))
+        return hosts
+
+    def _make_reducer(
+        self, backend: Any, hosts: Any, bucket_bytes: list[int], narrow: torch.dtype | None
+    ) -> Any:
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self._names = list(trained)
         self._known = {id(p) for p in trained.values()}
@@ -114,10 +135,12 @@ class DataParallel(nn.Module, Joinable):
         power_of_two = ranks & (ranks - 1) == 0
         return load().BucketReducer(
             backend=backend,
+            hosts=hosts,
             parameters=list(trained.values()),
             names=self._names,
             bucket_bytes=bucket_bytes,
-            average=power_of_two or inner_of(backend).options.wire != "fp32",
+            average=power_of_two or bool(narrow) or inner_of(backend).options.wire != "fp32",
+            narrow=narrow,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

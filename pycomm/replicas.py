@@ -14,12 +14,17 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from pycomm.errors import UsageError
 from pycomm.native import load
 
+CPU = torch.device("cpu")
 
-def backend_of(group: dist.ProcessGroup | None) -> tuple[Any, dist.ProcessGroup]:
-    """Returns the backend of a group for cpu, and the group; local.
+
+def backend_of(
+    group: dist.ProcessGroup | None, where: torch.device = CPU
+) -> tuple[Any, dist.ProcessGroup]:
+    """Returns the backend of a group for cpu and a device, and the group; local.
 
     Raises:
-        UsageError: there is no group, this rank is not in it, or it is not pycomm's.
+        UsageError: there is no group, this rank is not in it, or it is not pycomm's for cpu and
+            the device.
     """
     if group is None:
         if not dist.is_initialized():
@@ -32,13 +37,17 @@ def backend_of(group: dist.ProcessGroup | None) -> tuple[Any, dist.ProcessGroup]
             f"DataParallel: process_group is a {type(group).__name__}, expected a ProcessGroup "
             "that this rank belongs to, or None"
         )
-    backend = group._get_backend(torch.device("cpu"))
-    inner = inner_of(backend)
-    if not isinstance(inner, load().Backend):
-        raise UsageError(
-            f"DataParallel: the group's backend for cpu is {inner.name()}, expected pycomm; make "
-            'it with init_process_group("pycomm") or new_group(backend="pycomm")'
-        )
+    for device in {CPU.type: CPU, where.type: where}.values():
+        try:
+            backend = group._get_backend(device)
+            found = inner_of(backend)
+        except RuntimeError as error:  # torch's, which lists what the group has
+            raise UsageError(f"DataParallel: the group has nothing for {device}: {error}") from None
+        if not isinstance(found, load().Backend):
+            raise UsageError(
+                f"DataParallel: the group's backend for {device.type} is {found.name()}, expected "
+                'pycomm; make it with init_process_group("pycomm") or new_group(backend="pycomm")'
+            )
     return backend, group
 
 
@@ -47,12 +56,12 @@ def inner_of(backend: Any) -> Any:
     return getattr(backend, "wrapped_pg", backend)
 
 
-def check_model(module: nn.Module) -> None:
-    """Local.
+def check_model(module: nn.Module) -> torch.device:
+    """Returns where the model is: cpu, or one device; local.
 
     Raises:
-        UsageError: it is no module, has nothing to train, or has parameters or buffers that cannot
-            travel.
+        UsageError: it is no module, has nothing to train, is on several devices, or has parameters
+            or buffers that cannot travel.
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"DataParallel: got a {type(module).__name__}, expected a torch.nn.Module")
@@ -61,16 +70,29 @@ def check_model(module: nn.Module) -> None:
             "DataParallel: no parameter of the module needs a gradient, so there is nothing to "
             "average; use the module as it is"
         )
+    first, where = next((n, p.device) for n, p in module.named_parameters())
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             raise UsageError(
                 f"DataParallel: {name} has no shape yet; run one forward of the lazy module first"
             )
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if tensor.layout != torch.strided or not _served(tensor.device):
             raise UsageError(
                 f"DataParallel: {name} is {tensor.layout} on {tensor.device}, expected a dense "
-                "tensor on cpu"
+                "tensor on cpu or on a GPU that pycomm serves"
             )
+        if tensor.device != where:
+            raise UsageError(
+                f"DataParallel: {name} is on {tensor.device} and {first} on {where}, expected "
+                "the whole model on one device; split a model that needs several by layers, as "
+                "pycomm.Layout(pp=...) does"
+            )
+    return where
+
+
+def _served(device: torch.device) -> bool:
+    capable = dist.Backend.backend_capability.get("pycomm", [])
+    return device.type == "cpu" or device.type in capable
 
 
 def check_same_on_all(

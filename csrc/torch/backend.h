@@ -191,6 +191,8 @@ class Backend final : public c10d::Backend {
   void shutdown() override { close("destroy_process_group() was called", true); }
   c10d::ErrorType getError() override;
 
+  // When `other` fails this group is aborted: it is of no use alone. Local.
+  void fails_with(Backend& other);
   // Ends the group with a reason that peers who still need this rank are told.
   void close(const std::string& reason, bool drain);
   // Closes every group of this process, which is about to end for this reason.

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "bucket/assign.h"
+#include "torch/backend.h"
 #include "torch/bucket_broadcast.h"
 #include "torch/bucket_reducer.h"
 
@@ -25,17 +26,18 @@ DType dtype_named(const std::string& name) {
 void bind_buckets(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<BucketReducer, std::shared_ptr<BucketReducer>>(m, "BucketReducer")
-      .def(py::init([](const BucketReducer::BackendPtr& backend, std::vector<at::Tensor> parameters,
+      .def(py::init([](const BucketReducer::BackendPtr& backend,
+                       const BucketReducer::BackendPtr& hosts, std::vector<at::Tensor> parameters,
                        std::vector<std::string> names, std::vector<size_t> bucket_bytes,
-                       bool average) {
+                       bool average, std::optional<at::ScalarType> narrow) {
              auto reducer = std::make_shared<BucketReducer>(
-                 backend, std::move(parameters),
-                 ReducerOptions{std::move(names), std::move(bucket_bytes), average});
+                 backend, hosts, std::move(parameters),
+                 ReducerOptions{std::move(names), std::move(bucket_bytes), average, narrow});
              reducer->attach();
              return reducer;
            }),
-           py::arg("backend"), py::arg("parameters"), py::arg("names"), py::arg("bucket_bytes"),
-           py::arg("average"))
+           py::arg("backend"), py::arg("hosts"), py::arg("parameters"), py::arg("names"),
+           py::arg("bucket_bytes"), py::arg("average"), py::arg("narrow") = py::none())
       .def("recover", &BucketReducer::recover, release)
       .def("arm", &BucketReducer::arm, py::arg("outputs"), py::arg("reduce"), release)
       .def("shadow", &BucketReducer::shadow, release)
@@ -44,6 +46,9 @@ void bind_buckets(py::module_& m) {
       .def("bucket_bytes", &BucketReducer::bucket_bytes, release);
   m.def("broadcast_tensors", &broadcast_tensors, py::arg("backend"), py::arg("tensors"),
         py::arg("root"), release);
+  m.def(
+      "fails_with", [](Backend& one, Backend& other) { one.fails_with(other); }, py::arg("one"),
+      py::arg("other"));
   m.def(
       "assign_buckets",
       [](const std::vector<std::tuple<size_t, std::string, int>>& parameters,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Gives every rank the tensors of one: small ones of any dtype in one message, large ones as they
-// are. Collective, blocking; without the GIL. Tensors are dense and on cpu, alike on all ranks.
+// are. Collective, blocking, but on a device on the current stream only; without the GIL. Tensors
+// are dense, on cpu and on one device, alike on all ranks.
 #pragma once
 
 #include <ATen/core/Tensor.h>

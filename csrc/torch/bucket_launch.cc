@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What a BucketReducer sends, and what becomes of the answers. All under its mutex.
 #include <ATen/Functions.h>
+#include <ATen/record_function.h>
+#include <c10/core/StreamGuard.h>
 
 #include <utility>
 
@@ -51,19 +53,30 @@ c10::intrusive_ptr<c10d::Work> BucketReducer::reduce(Tensors tensors, const c10d
   return backend_->allreduce_coalesced(tensors, options);
 }
 
+// One that could not go out is still to go.
+void BucketReducer::launch_next(Part part) {
+  launch(buckets_[next_], part);
+  ++next_;
+}
+
 void BucketReducer::launch(Bucket& bucket, Part part) {
+  if (stream_) return launch_on_device(bucket, part);
+  const bool own = part == Part::own;
   Tensors tensors;
   if (bucket.flat.defined()) {
-    if (part == Part::own) pack_small_ones(bucket);
-    tensors.push_back(part == Part::own ? bucket.flat : at::zeros_like(bucket.flat));
-    // Packing has multiplied them already.
-    if (factor_) bucket.small = reduce(std::exchange(tensors, {}), c10d::ReduceOp::SUM);
+    if (own) pack_small_ones(bucket);
+    tensors.push_back(own ? bucket.flat : at::zeros_like(bucket.flat));
   }
+  const size_t small = tensors.size();
   for (const int index : bucket.parameters) {
     Gradient& gradient = gradients_[static_cast<size_t>(index)];
     if (gradient.view.defined()) continue;
-    tensors.push_back(as_it_lies(part == Part::own ? contribution_of(gradient)
-                                                   : at::zeros_like(gradient.parameter)));
+    tensors.push_back(
+        as_it_lies(own ? contribution_of(gradient) : at::zeros_like(gradient.parameter)));
+  }
+  if (small && factor_) {  // packing has multiplied them already
+    bucket.small = reduce({tensors[0]}, c10d::ReduceOp::SUM);
+    tensors.erase(tensors.begin());
   }
   if (tensors.empty()) {
     bucket.work = std::move(bucket.small);
@@ -72,9 +85,79 @@ void BucketReducer::launch(Bucket& bucket, Part part) {
   }
 }
 
+// Behind the streams of its gradients, by the stream of buckets, as one tensor.
+void BucketReducer::launch_on_device(Bucket& bucket, Part part) {
+  DeviceBucket& there = *bucket.on_device;
+  at::Tensor sent = there.sent();
+  there.arrives_on(stream_->current());
+  const c10::StreamGuard guard(stream_->own());
+  {
+    RECORD_FUNCTION("pycomm:pack_bucket", std::vector<c10::IValue>());
+    there.order();
+    if (part == Part::own) {
+      pack_on_device(bucket);
+    } else {
+      sent = at::zeros_like(sent);
+    }
+  }
+  bucket.work = reduce({sent}, factor_ ? c10d::ReduceOp(c10d::ReduceOp::SUM) : op_);
+}
+
+// As pack_small_ones(), in one launch. What the gradients were until now is still read.
+void BucketReducer::pack_on_device(Bucket& bucket) {
+  std::vector<void*> from;
+  from.reserve(bucket.parameters.size());
+  for (const int index : bucket.parameters) {
+    Gradient& gradient = gradients_[static_cast<size_t>(index)];
+    at::Tensor& mine = gradient.parameter.mutable_grad();
+    from.push_back(gradient.view.data_ptr());
+    if (!has_own(gradient)) {
+      substitute_for(gradient);
+    } else if (alike(mine, gradient.view)) {
+      from.back() = mine.data_ptr();
+    } else {
+      gradient.view.copy_(mine.detach());
+    }
+  }
+  bucket.on_device->pack(from, factor_.value_or(1));
+  for (const int index : bucket.parameters) {
+    Gradient& gradient = gradients_[static_cast<size_t>(index)];
+    if (gradient.substitute.defined()) continue;
+    at::Tensor& mine = gradient.parameter.mutable_grad();
+    if (same_memory(mine, gradient.view)) continue;
+    bucket.on_device->keep(std::exchange(mine, gradient.view));
+  }
+}
+
 void BucketReducer::wait(Bucket& bucket) {
   if (bucket.small) bucket.small->wait();
   bucket.work->wait();
+  if (bucket.on_device) bucket.on_device->unpack();
+}
+
+// Of a device the current stream waits, behind the stream of buckets, and the host goes on.
+void BucketReducer::wait_for_buckets() {
+  if (!stream_) {
+    for (auto& bucket : buckets_) wait(bucket);
+    return;
+  }
+  const auto taker = stream_->current();
+  {
+    const c10::StreamGuard guard(stream_->own());
+    for (auto& bucket : buckets_) wait(bucket);
+  }
+  stream_->order(taker, stream_->own());
+  for (auto& bucket : buckets_) bucket.on_device->let_go(taker);
+}
+
+// Where the buckets' group has failed that is the reason, whatever has become of the other.
+void BucketReducer::wait_for_hosts(const c10::intrusive_ptr<c10d::Work>& telling) {
+  try {
+    telling->wait();
+  } catch (const std::exception&) {
+    if (stream_) wait_for_buckets();
+    throw;
+  }
 }
 
 bool BucketReducer::has_own(Gradient& gradient) const {
@@ -158,7 +241,7 @@ c10::intrusive_ptr<c10d::Work> BucketReducer::tell(Part part) {
   options.reduceOp = c10d::ReduceOp::MAX;
   options.asyncOp = true;
   Tensors tensors{told_};
-  return backend_->allreduce(tensors, options);
+  return hosts_->allreduce(tensors, options);
 }
 
 void BucketReducer::reduce_rest(Part part) {
@@ -167,10 +250,10 @@ void BucketReducer::reduce_rest(Part part) {
     ~Rest() { reducer.rest(); }
   } at_the_end{*this};
   *in_arena_ = false;
-  while (next_ < buckets_.size()) launch(buckets_[next_++], part);
+  while (next_ < buckets_.size()) launch_next(part);
   const auto telling = tell(part);
-  for (auto& bucket : buckets_) wait(bucket);
-  telling->wait();
+  wait_for_buckets();
+  wait_for_hosts(telling);
   const bool interrupted = told_[static_cast<int64_t>(gradients_.size())].item<bool>();
   if (part == Part::own) adopt_substitutes();
   for (auto& gradient : gradients_) gradient.used = false;

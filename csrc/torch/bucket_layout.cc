@@ -26,7 +26,7 @@ void BucketReducer::agree_on_order() {
   c10d::BroadcastOptions options;
   options.asyncOp = true;
   std::vector<at::Tensor> tensors{order};
-  backend_->broadcast(tensors, options)->wait();
+  hosts_->broadcast(tensors, options)->wait();
   order_.assign(order.data_ptr<int>(), order.data_ptr<int>() + order.numel());
   lay_out();
   measured_ = true;
@@ -45,7 +45,7 @@ void BucketReducer::try_sizes() {
     options.reduceOp = c10d::ReduceOp::MAX;
     options.asyncOp = true;
     std::vector<at::Tensor> tensors{told};
-    backend_->allreduce(tensors, options)->wait();
+    hosts_->allreduce(tensors, options)->wait();
     std::copy_n(told.data_ptr<double>(), seconds.size(), seconds.begin());
     trial_.decide();
   }
@@ -72,6 +72,11 @@ void BucketReducer::lay_out() {
   }
 }
 
+// On a device packing costs less than a launch, and what has been packed needs one all_reduce.
+bool BucketReducer::travels_alone(const at::Tensor& parameter) const {
+  return !stream_ && parameter.nbytes() >= kGradientAloneBytes;
+}
+
 // Each on a cache line of its own, laid out as its parameter.
 void BucketReducer::put_small_ones(Bucket& bucket) {
   std::vector<int64_t> offsets;
@@ -80,21 +85,22 @@ void BucketReducer::put_small_ones(Bucket& bucket) {
   for (const int index : bucket.parameters) {
     const at::Tensor& one = gradients_[static_cast<size_t>(index)].parameter;
     offsets.push_back(count);
-    if (one.nbytes() >= kGradientAloneBytes) continue;
+    if (travels_alone(one)) continue;
     any = true;
     const auto line = static_cast<int64_t>(kCacheLineBytes / one.element_size());
     count += (one.numel() + line - 1) / line * line;
   }
   if (any) {
     const auto& like = gradients_[static_cast<size_t>(bucket.parameters[0])].parameter;
-    bucket.flat =
-        arena_tensor(std::max<int64_t>(count, 1), like.options().requires_grad(false)).zero_();
+    const auto options = like.options().requires_grad(false);
+    count = std::max<int64_t>(count, 1);
+    bucket.flat = stream_ ? at::zeros({count}, options) : arena_tensor(count, options).zero_();
   }
   for (size_t i = 0; i < offsets.size(); ++i) {
     Gradient& gradient = gradients_[static_cast<size_t>(bucket.parameters[i])];
     const at::Tensor& one = gradient.parameter;
     gradient.offset = static_cast<size_t>(offsets[i] * one.element_size());
-    if (one.nbytes() >= kGradientAloneBytes) {
+    if (travels_alone(one)) {
       gradient.view.reset();
     } else if (one.is_non_overlapping_and_dense()) {
       gradient.view = bucket.flat.as_strided(one.sizes(), one.strides(), offsets[i]);
@@ -102,6 +108,14 @@ void BucketReducer::put_small_ones(Bucket& bucket) {
       gradient.view = bucket.flat.narrow(0, offsets[i], one.numel()).view(one.sizes());
     }
   }
+  if (!stream_) return;
+  std::vector<size_t> counts;
+  for (const int index : bucket.parameters) {
+    counts.push_back(static_cast<size_t>(gradients_[static_cast<size_t>(index)].parameter.numel()));
+  }
+  bucket.on_device = std::make_unique<DeviceBucket>(
+      *stream_, bucket.flat, std::vector<size_t>(offsets.begin(), offsets.end()), std::move(counts),
+      options_.narrow);
 }
 
 }  // namespace pycomm

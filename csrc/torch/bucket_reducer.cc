@@ -58,7 +58,7 @@ class BeginHook final : public torch::autograd::FunctionPreHook {
   Tensors operator()(const Tensors& gradients) override {
     if (const auto reducer = reducer_.lock()) {
       const std::lock_guard lock(reducer->mutex_);
-      reducer->begin(reduce_);
+      raising_in_python([&] { reducer->begin(reduce_); });
     }
     return gradients;
   }
@@ -85,25 +85,38 @@ class GradientHook final : public torch::autograd::FunctionPostHook {
   const size_t index_;
 };
 
-BucketReducer::BucketReducer(BackendPtr backend, Tensors parameters, ReducerOptions options)
-    : backend_(std::move(backend)), options_(std::move(options)), trial_(options_.bucket_bytes) {
+BucketReducer::BucketReducer(BackendPtr backend, BackendPtr hosts, Tensors parameters,
+                             ReducerOptions options)
+    : backend_(std::move(backend)),
+      hosts_(std::move(hosts)),
+      options_(std::move(options)),
+      trial_(options_.bucket_bytes) {
   PYCOMM_USAGE(options_.names.size() == parameters.size(), "DataParallel: got ",
                options_.names.size(), " names for ", parameters.size(), " parameters");
   gradients_.resize(parameters.size());
   for (size_t i = 0; i < parameters.size(); ++i) gradients_[i].parameter = parameters[i];
+  if (const auto where = parameters.at(0).device(); !where.is_cpu()) {
+    stream_ = std::make_unique<BucketStream>(where);
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const auto dtype = parameters[i].scalar_type();
+      PYCOMM_USAGE(DeviceBucket::serves(dtype), "DataParallel: ", options_.names[i], " is ", dtype,
+                   " on ", where,
+                   ", expected float32, float64, float16, bfloat16, complex64 or complex128 there");
+    }
+  }
   divide_by(0);
   told_ = at::zeros({static_cast<int64_t>(parameters.size()) + 1}, at::kByte);
   order_.resize(parameters.size());
   std::iota(order_.rbegin(), order_.rend(), 0);
   lay_out();
-  install_arena_for_followers();
+  if (!stream_) install_arena_for_followers();
 }
 
 BucketReducer::~BucketReducer() {
   release_backend();
   *in_arena_ = false;
   for (const auto& detach : detach_) detach();
-  uninstall_arena_for_followers();
+  if (!stream_) uninstall_arena_for_followers();
 }
 
 void BucketReducer::attach() {
@@ -178,12 +191,15 @@ void BucketReducer::begin(bool reduce) {
     reduce_ |= reduce;
     return;
   }
+  if (stream_) stream_->refuse_capture();
   active_ = true;
   reduce_ = reduce;
   sends_early_ = claim_backend();
   begun_ = std::chrono::steady_clock::now();
-  *in_arena_ = true;
-  follow_arena_flag(in_arena_);
+  if (!stream_) {
+    *in_arena_ = true;
+    follow_arena_flag(in_arena_);
+  }
   const auto backward = std::make_shared<char>();
   backward_ = backward;
   torch::autograd::Engine::get_default_engine().queue_callback([weak = weak_from_this(), backward] {
@@ -210,6 +226,7 @@ void BucketReducer::on_gradient(size_t index, const at::Tensor& handed) {
   Gradient& gradient = gradients_[index];
   gradient.used = true;
   own_gradient(gradient, handed);
+  if (stream_) buckets_[gradient.bucket].on_device->arrives_on(stream_->current());
   if (!reduce_) return;
   ++gradient.brought;
   if (!measured_) {
@@ -224,7 +241,7 @@ void BucketReducer::on_gradient(size_t index, const at::Tensor& handed) {
                "use a module as often as any later one does");
   if (gradient.brought != gradient.expected || --bucket.waiting > 0) return;
   while (sends_early_ && next_ < buckets_.size() && buckets_[next_].waiting == 0) {
-    launch(buckets_[next_++], Part::own);
+    launch_next(Part::own);
   }
 }
 

@@ -10,10 +10,14 @@
 // engine, what is left goes out, everything is waited for, and one small all_reduce tells which
 // parameters were used on any rank.
 //
+// Of a model on a device everything is packed, see bucket_device.h, and no thread waits for the
+// device: the stream of whoever called backward does. What ranks tell each other of a backward goes
+// through another group, since the host would wait behind the buckets in theirs.
+//
 // An exception within backward leaves other ranks waiting for buckets. The next forward of this
 // rank sends zeros for what is missing and says so; ranks that did finish raise then.
 //
-// Any thread, one backward at a time; callers do not hold the GIL. Holds the group's backend and
+// Any thread, one backward at a time; callers do not hold the GIL. Holds the groups' backends and
 // the parameters; autograd holds it weakly.
 #pragma once
 
@@ -30,6 +34,7 @@
 #include <vector>
 
 #include "bucket/size_trial.h"
+#include "torch/bucket_device.h"
 
 namespace pycomm {
 
@@ -40,14 +45,19 @@ struct ReducerOptions {
   // The sum is divided in the collective. False: each rank scales its own gradients first, which
   // rounds as torch's DDP does.
   bool average = true;
+  // On a device: what float32 gradients travel as.
+  std::optional<at::ScalarType> narrow = {};
 };
 
 class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
  public:
   using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 
-  // Local. The parameters must be the same on all ranks; attach() comes next.
-  BucketReducer(BackendPtr backend, std::vector<at::Tensor> parameters, ReducerOptions options);
+  // Local. The parameters must be the same on all ranks, all on cpu or all on one device; attach()
+  // comes next. `hosts`: the group in which ranks tell each other what they have used; the same as
+  // `backend` on cpu, on a device one that fails when `backend` does.
+  BucketReducer(BackendPtr backend, BackendPtr hosts, std::vector<at::Tensor> parameters,
+                ReducerOptions options);
   ~BucketReducer();
   void attach();
 
@@ -87,6 +97,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
     size_t waiting = 0;
     // Null until they go out. `small` is null, too, where one operation carries everything.
     c10::intrusive_ptr<c10d::Work> work, small;
+    std::unique_ptr<DeviceBucket> on_device;
   };
   enum class Part { own, absent, interrupted };  // what this rank has in a reduction
 
@@ -101,6 +112,9 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
 
   void divide_by(int divisor);
   void launch(Bucket& bucket, Part part);
+  void launch_next(Part part);
+  void launch_on_device(Bucket& bucket, Part part);
+  void pack_on_device(Bucket& bucket);
   at::Tensor contribution_of(Gradient& gradient);
   void pack_small_ones(Bucket& bucket);
   bool has_own(Gradient& gradient) const;
@@ -108,18 +122,22 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   void reduce_rest(Part part);
   c10::intrusive_ptr<c10d::Work> reduce(std::vector<at::Tensor> tensors, const c10d::ReduceOp& op);
   void wait(Bucket& bucket);
+  void wait_for_buckets();
+  void wait_for_hosts(const c10::intrusive_ptr<c10d::Work>& telling);
   c10::intrusive_ptr<c10d::Work> tell(Part part);
   void adopt_substitutes();
 
   void agree_on_order();
   void try_sizes();
   void lay_out();
+  bool travels_alone(const at::Tensor& parameter) const;
   void put_small_ones(Bucket& bucket);
 
-  const BackendPtr backend_;
+  const BackendPtr backend_, hosts_;
   const ReducerOptions options_;
   c10d::ReduceOp op_;
-  std::optional<double> factor_;  // with which each rank multiplies its own before the sum
+  std::optional<double> factor_;          // with which each rank multiplies its own before the sum
+  std::unique_ptr<BucketStream> stream_;  // null: on cpu
   std::vector<Gradient> gradients_;
   std::vector<Bucket> buckets_;
   size_t next_ = 0;             // the bucket to go out

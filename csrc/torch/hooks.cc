@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What users of the backend ask to be told: works that end, and failures before anybody here
 // learns of them.
+#include <algorithm>
+
 #include "base/log.h"
 #include "torch/backend.h"
 
@@ -35,6 +37,16 @@ void AbortHooks::run(int rank) {
       log(LogLevel::error, rank, str("an abort hook failed: ", error.what()));
     }
   }
+}
+
+// Below the ids that c10d's hooks have.
+void Backend::fails_with(Backend& other) {
+  const std::lock_guard lock(other.abort_hooks_->mutex);
+  auto& hooks = other.abort_hooks_->by_id;
+  const int64_t id = hooks.empty() ? -1 : std::min<int64_t>(hooks.begin()->first, 0) - 1;
+  hooks[id] = [engine = std::weak_ptr(engine_), name = other.getGroupUid()] {
+    if (const auto mine = engine.lock()) mine->abort(str("group ", name, " has failed"));
+  };
 }
 
 #ifdef C10D_BACKEND_HAS_HOOKS

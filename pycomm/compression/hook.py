@@ -59,6 +59,15 @@ class Memories:
     write: list[int]
 
 
+def _check_on_cpu(devices: set[torch.device]) -> None:
+    for device in devices:
+        if device.type != "cpu":
+            raise UsageError(
+                f"gradients are on {device}, expected cpu: pycomm.compression encodes CPU tensors; "
+                "use pycomm.DataParallel(wire=...), Options(wire=...) or torch's bf16_compress_hook"
+            )
+
+
 class Exchange:
     """One bucket as DDP lays it out: its cut, and the buffers that its bytes need."""
 
@@ -102,7 +111,7 @@ class Encoded:
             exact_below: Parameters of fewer elements travel as float32.
 
         Raises:
-            UsageError: an argument is not one of these.
+            UsageError: an argument is not one of these, or the model is not on cpu.
         """
         if not isinstance(model, DistributedDataParallel):
             raise UsageError(
@@ -117,6 +126,7 @@ class Encoded:
         named = [pair for pair in model.module.named_parameters() if pair[1].requires_grad]
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
+        _check_on_cpu({one.device for one in self.parameters})
         self._index = {id(one): index for index, one in enumerate(self.parameters)}
         self._exchanges: dict[int, tuple[Sequence[object], Exchange]] = {}
 
@@ -133,11 +143,7 @@ class Encoded:
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:
         """What `hook` does. Collective, not blocking."""
         buffer, group = bucket.buffer(), self.process_group
-        if buffer.device.type != "cpu":
-            raise UsageError(
-                f"gradients are on {buffer.device}, expected cpu: pycomm.compression encodes CPU "
-                "tensors; use torch's fp16_compress_hook for others"
-            )
+        _check_on_cpu({buffer.device})
         if buffer.dtype != torch.float32 or buffer.is_sparse:
             return allreduce_hook(group, bucket)
         if self.world_size == 1:
