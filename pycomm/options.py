@@ -246,6 +246,11 @@ class Options:
             if given is not None:
                 values[one.name] = _check_field(one.name, given)
         if values.pop("deterministic", False):
+            if values.get("inter"):
+                raise UsageError(
+                    f"deterministic=True with inter={values['inter']!r}: what crosses between "
+                    "hosts is added host by host and not in rank order; leave one of them out"
+                )
             values["algorithm"] = _in_rank_order(values.get("algorithm"))
         if values.get("segment_bytes", 0) % 4096:
             raise UsageError(

@@ -45,12 +45,14 @@ bool has_op_everywhere(ReduceOp op, DType dtype) {
 
 }  // namespace
 
-Hierarchy::Hierarchy(HostLayout layout, std::string between, c10::Device where, Device& device)
+Hierarchy::Hierarchy(HostLayout layout, std::string between, c10::Device where, Device& device,
+                     std::shared_ptr<CallbackPool> pool)
     : layout_(std::move(layout)),
       name_(std::move(between)),
       where_(where),
       stream_(c10::impl::VirtualGuardImpl(where.type()).getStreamFromGlobalPool(where, true)),
-      marks_(std::make_shared<StreamMarks>(device)) {}
+      marks_(std::make_shared<StreamMarks>(device)),
+      pool_(std::move(pool)) {}
 
 Hierarchy::~Hierarchy() = default;
 
@@ -156,7 +158,7 @@ Failure Hierarchy::explain(const std::exception& error, bool local) const {
           {layout_.rank}};
 }
 
-void Hierarchy::abort(const std::string& reason, CallbackPool& pool) {
+void Hierarchy::abort(const std::string& reason) {
   const auto [local, between] = halves();
   if (local) ours(local)->engine().abort(reason);
   if (!between) return;
@@ -164,7 +166,8 @@ void Hierarchy::abort(const std::string& reason, CallbackPool& pool) {
     same->engine().abort(reason);
     return;
   }
-  pool.run([between = between, rank = layout_.rank] {
+  if (aborted_.test_and_set()) return;
+  pool_->run([between = between, rank = layout_.rank] {
     try {
       between->abort();
     } catch (const std::exception& error) {

@@ -44,7 +44,8 @@ class Hierarchy {
   using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 
   // `between`: the other backend's name. Throws CommError when pinned memory cannot be had.
-  Hierarchy(HostLayout layout, std::string between, c10::Device where, Device& device);
+  Hierarchy(HostLayout layout, std::string between, c10::Device where, Device& device,
+            std::shared_ptr<CallbackPool> pool);
   ~Hierarchy();
   Hierarchy(const Hierarchy&) = delete;
   Hierarchy& operator=(const Hierarchy&) = delete;
@@ -74,8 +75,8 @@ class Hierarchy {
   std::vector<int> partners() const;
 
   // Ends whatever is under way in both halves; another backend's on a thread of the pool, for it
-  // may take its time.
-  void abort(const std::string& reason, CallbackPool& pool);
+  // may take its time. Idempotent.
+  void abort(const std::string& reason);
   void close(const std::string& reason, bool drain);
 
  private:
@@ -92,10 +93,12 @@ class Hierarchy {
   const c10::Device where_;
   const c10::Stream stream_;
   const std::shared_ptr<StreamMarks> marks_;
+  const std::shared_ptr<CallbackPool> pool_;
   mutable std::mutex mutex_;
   Halves halves_;
   std::chrono::steady_clock::time_point asked_{};
-  bool answers_ = true;  // the other backend says how it is
+  std::atomic_flag aborted_;  // the other backend's half
+  bool answers_ = true;       // the other backend says how it is
 };
 
 }  // namespace pycomm

@@ -58,6 +58,12 @@ class HierarchyRun final : public Watched {
   HierarchyRun(std::shared_ptr<Hierarchy> hierarchy, uint64_t number)
       : hierarchy_(std::move(hierarchy)), marks_(*hierarchy_->marks()), number_(number) {}
 
+  // Given up before its stream was done: the group has failed, or a peer has aborted it. Whoever
+  // waits in a half that has no part of that rank would wait for long.
+  ~HierarchyRun() override {
+    if (!marks_.ended(number_)) hierarchy_->abort("the group that it serves failed");
+  }
+
   // A half that has died is mostly the echo of what the group is about to hear of in its own
   // numbering, so that gets a moment to come first. Its death has released the stream, and then
   // the end means nothing.

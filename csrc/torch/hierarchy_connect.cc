@@ -91,18 +91,16 @@ std::shared_ptr<Hierarchy> Backend::connect_hierarchy(
   }
   // All ranks come here before any waits for another in a half that could not say who is missing.
   engine_->run(make_announcement(operations, getRank(), getSize()));
-  const auto made =
-      std::make_shared<Hierarchy>(std::move(layout), options_->inter, lane.where(), lane.device());
+  const auto made = std::make_shared<Hierarchy>(std::move(layout), options_->inter, lane.where(),
+                                                lane.device(), completions_->shared_pool());
   {
     const std::lock_guard lock(lane_mutex_);
     hierarchy_ = made;
   }
   {
     const std::lock_guard lock(abort_hooks_->mutex);
-    abort_hooks_->by_id[kEndsWithTheGroup] = [weak = std::weak_ptr(made),
-                                              pool = completions_->shared_pool()] {
-      const auto hierarchy = weak.lock();
-      if (hierarchy) hierarchy->abort("the group that it serves failed", *pool);
+    abort_hooks_->by_id[kEndsWithTheGroup] = [weak = std::weak_ptr(made)] {
+      if (const auto hierarchy = weak.lock()) hierarchy->abort("the group that it serves failed");
     };
   }
   OperationBuilder meeting(Collective::barrier, c10d::kUnsetTimeout);

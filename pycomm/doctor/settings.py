@@ -21,6 +21,7 @@ _WORDS = {
     "PYCOMM_PORT_RANGE": "any",
     "PYCOMM_HOST_ID": "found out",
     "PYCOMM_SEGMENT_BYTES": "by world size",
+    "PYCOMM_INTER": "none",
     "PYCOMM_FLIGHT_DIR": "none",
     "PYCOMM_ARENA": "0",
     "PYCOMM_ARENA_BYTES": "half of memory",

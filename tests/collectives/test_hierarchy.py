@@ -14,6 +14,8 @@ from fake_cuda.hosts import handed_over, run_on_hosts
 from ranks import Rank
 from test_device_collectives import coalesced, every_collective, layouts, overlapping
 from test_device_streams import (
+    blocking,
+    captured,
     follows_the_current_stream,
     host_runs_ahead,
     late_one,
@@ -166,6 +168,12 @@ def test_streams_keep_the_order_that_c10d_demands() -> None:
     run_on_hosts(streams, "ab")
     last, (too_early, completed, waited) = run_on_hosts(late_one, "ab")
     assert (too_early, completed, waited, last) == (1.0, False, 2.0, 2.0)
+
+
+def test_blocking_waits_and_captures_are_as_ever() -> None:
+    run_on_hosts(blocking, "ab", env={"PYCOMM_BLOCKING_WAIT": "1"})
+    for said in run_on_hosts(captured, "ab"):
+        assert "a graph is being captured" in said
 
 
 def futures(me: Rank) -> None:

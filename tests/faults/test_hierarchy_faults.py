@@ -16,7 +16,7 @@ from fake_cuda.hosts import REGISTERED, handed_over, run_on_hosts
 from ranks import Died, Rank
 from test_device_faults import aborted, held_up, killed, late, mismatched, released, said_by
 
-from pycomm.errors import Mismatch
+from pycomm.errors import CommError, Mismatch
 
 COUNT = 50_000  # of float32: every rank's share crosses by itself
 
@@ -58,7 +58,18 @@ def one_of_two_ways(me: Rank) -> str:
     return str(said_by(dist.barrier))
 
 
+def other_list(me: Rank) -> str:
+    xs = [torch.ones(n, device=here()) for n in (4, 5 + me.rank)]
+    with contextlib.suppress(Mismatch), dist._coalescing_manager(device=here()):
+        for x in xs:
+            dist.all_reduce(x)
+    released()
+    return str(said_by(dist.barrier))
+
+
 def test_a_mismatch_is_named_on_all_ranks() -> None:
+    for text in run_on_hosts(other_list, "ab"):
+        assert "coalesces other tensors with all_reduce(float32[4], sum)" in text, text
     for text in run_on_hosts(mismatched, "ab"):
         assert "float32[10]" in text, text
         assert "float32[11]" in text, text
@@ -77,8 +88,25 @@ def test_a_device_that_does_not_come_to_the_operation_is_named() -> None:
         assert "timeout after 3 s" in text, text
 
 
+def aborted_far_away(me: Rank) -> None:
+    """No half of rank 3 has rank 0, which aborts, but it waits for rank 2, which waits for that."""
+    meet()
+    dist.barrier()
+    if me.rank == 0:
+        for rank in (1, 2, 3):
+            hear(me, f"called{rank}")
+        dist.group.WORLD._get_backend(here()).abort()
+        return
+    work = dist.all_reduce(torch.ones(COUNT, device=here()), async_op=True)
+    work.wait()
+    tell(me, f"called{me.rank}")
+    released()
+    assert "aborted by rank 0" in str(said_by(work.wait))
+
+
 def test_an_abort_leaves_the_device_usable() -> None:
     run_on_hosts(aborted, "ab")
+    run_on_hosts(aborted_far_away, "aabb")
 
 
 def half_aborted(me: Rank) -> str:
@@ -89,11 +117,11 @@ def half_aborted(me: Rank) -> str:
     x = torch.ones(COUNT, device=here())
     if me.rank == 0:
         hear(me, "aborted")
-    work = dist.all_reduce(x, async_op=True)
+    with contextlib.suppress(CommError):  # of rank 0, whose half has heard by then
+        dist.all_reduce(x, async_op=True)
     if me.rank == 2:
         REGISTERED[0].abort()
         tell(me, "aborted")
-    work.wait()
     released()
     error = said_by(dist.barrier)
     assert error.ranks == (2,), error

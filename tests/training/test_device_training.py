@@ -106,3 +106,9 @@ def test_fsdp2_on_one_gpu_equals_one_process(mode: str) -> None:
     shares = [tokens_of(rank) for rank in range(world_size)]
     expect_equal(runs, alone(gpt, shares, combine=add_then_divide), **CLOSE)
     assert {"all_gather", "reduce_scatter avg"} <= runs[0].collectives
+
+
+def test_fsdp2_over_two_hosts_equals_one_process() -> None:
+    runs = run_on_hosts(fully_sharded, "abab")
+    shares = [tokens_of(rank) for rank in range(4)]
+    expect_equal(runs, alone(gpt, shares, combine=add_then_divide), **CLOSE)

@@ -100,6 +100,8 @@ def test_deterministic_chooses_the_algorithms_that_add_in_rank_order() -> None:
     for other in ("ring", "all_reduce=ring"):
         with pytest.raises(pycomm.UsageError, match="expected no other algorithm than direct"):
             Options(deterministic=True, algorithm=other).resolved({})
+    with pytest.raises(pycomm.UsageError, match="not in rank order; leave one of them out"):
+        Options(deterministic=True, inter="pycomm").resolved({})
     with_both = Options(deterministic=True, algorithm="broadcast=direct")
     create(with_both)
 
