@@ -75,6 +75,7 @@ class HierarchyRun final : public Watched {
     if (echo_->expired()) throw CommError(found);
     return false;
   }
+  Failure fault() override { return {}; }
   bool given_up() override { return false; }
   const char* label() const override { return "between hosts"; }
   std::vector<int> awaited() override {

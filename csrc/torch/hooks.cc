@@ -39,11 +39,11 @@ void AbortHooks::run(int rank) {
   }
 }
 
-// Below the ids that c10d's hooks have.
+// Below the ids that c10d's hooks have, and the hierarchy's.
 void Backend::fails_with(Backend& other) {
   const std::lock_guard lock(other.abort_hooks_->mutex);
   auto& hooks = other.abort_hooks_->by_id;
-  const int64_t id = hooks.empty() ? -1 : std::min<int64_t>(hooks.begin()->first, 0) - 1;
+  const int64_t id = hooks.empty() ? -2 : std::min<int64_t>(hooks.begin()->first, -1) - 1;
   hooks[id] = [engine = std::weak_ptr(engine_), name = other.getGroupUid()] {
     if (const auto mine = engine.lock()) mine->abort(str("group ", name, " has failed"));
   };
