@@ -47,11 +47,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import debug
 
 PR_SET_PDEATHSIG = 1
 TIMEOUT_S = 60.0
 # After the first rank has failed the others get this long to say what they saw.
 SETTLE_S = 5.0
+# Imported once for all rank processes.
+PRELOADED = ["torch.distributed.tensor.parallel", "torch.distributed.fsdp"]
+PRELOADED += ["torch.distributed.pipelining", "pycomm.options"]
 
 
 class RankError(AssertionError):
@@ -149,7 +153,7 @@ class Pool:
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="pycomm_ranks_")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "numpy", "pycomm.options"])
+        context.set_forkserver_preload(PRELOADED)
         here, there = context.Pipe()
         traces = Path(self.folder.name) / f"trace{time.monotonic_ns()}"
         enter = None if self.enter is None else partial(self.enter, rank)
@@ -298,12 +302,7 @@ def _do(job: _Job, store: Any) -> tuple[bool, Any]:
     # torch names a default group by how many there were, and counts those whose set-up failed, too:
     # ranks that saw one more of them than others would look for each other under another name.
     dist.distributed_c10d._world.group_count = 0
-    if (
-        "torch.distributed.tensor" in sys.modules
-    ):  # would take a mesh for an earlier run's equal one
-        from torch.distributed.tensor import debug
-
-        debug._clear_sharding_prop_cache()
+    debug._clear_sharding_prop_cache()  # would take a mesh for an earlier run's equal one
     me = Rank(job.rank, job.world_size, dist.PrefixStore(f"run{job.number}", store))
     try:
         function, args = pickle.loads(job.call)
