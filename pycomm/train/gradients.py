@@ -45,7 +45,7 @@ class MeanOverReplicas:
         self.enabled = True
         self._parameters = [p for p in parameters if p.requires_grad]
         self._group = group
-        self._due = False
+        self._task = -1  # autograd's number of the backward at whose end run() is called
         if hooked and group.size() > 1:
             for parameter in self._parameters:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -53,13 +53,10 @@ class MeanOverReplicas:
                 )
 
     def _at_gradient(self, parameter: Tensor) -> None:
-        if not self._due:
-            self._due = True
-            Variable._execution_engine.queue_callback(self._at_end)
-
-    def _at_end(self) -> None:
-        self._due = False
-        self.run()
+        task = torch._C._current_graph_task_id()
+        if task != self._task:  # not a flag: a backward that raises would leave it set
+            self._task = task
+            Variable._execution_engine.queue_callback(self.run)
 
     def run(self) -> None:
         """Replaces every gradient by its mean over the group; collective."""

@@ -237,3 +237,39 @@ def test_stages_are_as_equal_as_can_be() -> None:
     by_time = costs_of(model, names, rows_of()[:4][0])
     assert len(by_time) == 5 and min(by_time) > 0
     assert all(p.grad is None for p in model.parameters())
+
+
+class _Raising(torch.autograd.Function):
+    """Its backward raises, when those of the layers behind it have run."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ArithmeticError("as a hook of the program's own might")
+
+
+def after_a_backward_that_raised(me: Rank, fields: Mapping[str, Any]) -> list[Tensor]:
+    ctx = pycomm.init(pycomm.Layout(**fields), seed=7)
+    model = model_of()
+    model, optimizer = ctx.wrap(model, optimizer_of(model), loss=token_loss)
+    for inputs, targets in ctx.shard(rows_of(), ROWS):
+        if ctx.steps == 0:
+            block = model.module.blocks[1]
+            hook = block.register_forward_pre_hook(lambda _, given: _Raising.apply(*given))
+            with pytest.raises(ArithmeticError):
+                model(inputs, targets).backward()
+            hook.remove()
+            optimizer.zero_grad()
+        ctx.step(model(inputs, targets))
+        if ctx.steps == 2:
+            break
+    return list(ctx.state_dict().values())
+
+
+def test_gradients_are_averaged_again_after_a_backward_that_raised() -> None:
+    outcomes = run_ranks(after_a_backward_that_raised, 4, {"tp": 2})
+    for found in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, outcomes[0], strict=True))
