@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,7 +42,6 @@ class Mode:
         server: Arguments of the parameter server.
         lr: Times the job's learning rate; servers that step with each gradient make more steps.
         outer: Arguments of DiLoCo.
-        weighted: Workers get samples in proportion to their speed.
     """
 
     name: str
@@ -51,19 +50,13 @@ class Mode:
     server: tuple[tuple[str, Any], ...] = ()
     lr: float = 1.0
     outer: tuple[tuple[str, Any], ...] = ()
-    weighted: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """The model and its training.
+    """The model and its training."""
 
-    Attributes:
-        slow: How many times slower the last worker computes.
-        seconds: Train for that long in place of `steps`; 0: not.
-    """
-
-    steps: int = 800
+    steps: int = 2000
     workers: int = 2
     batch_size: int = 64  # of all workers
     block_size: int = 32
@@ -75,9 +68,7 @@ class Job:
     clip: float = 1.0
     seed: int = 1
     val_every: int = 100
-    val_sequences: int = 128
-    slow: float = 1.0
-    seconds: float = 0.0
+    val_sequences: int = 512
 
     def lr_at(self, step: int) -> float:
         """The share of the learning rate: a linear rise, then a cosine down to a tenth."""
@@ -144,14 +135,10 @@ class Trainer:
         split = len(text) * 9 // 10
         self.text = Windows(text[:split], job.block_size, job.seed)
         self.val_text = Windows(text[split:], job.block_size, job.seed)
-        speeds = [1.0] * job.workers
-        if mode.weighted:
-            speeds[-1] = 1 / job.slow
-        bounds = [round(job.batch_size * sum(speeds[:i]) / sum(speeds)) for i in range(len(speeds))]
-        bounds.append(job.batch_size)
-        self.first, self.count = bounds[rank], bounds[rank + 1] - bounds[rank]
-        self.losses: list[float] = []
+        self.count = job.batch_size // job.workers
+        self.first = rank * self.count
         self.points: list[Row] = []  # validation: step, seconds, bytes, loss
+        self.elements = sum(p.numel() for p in model.parameters())
         self.paused = 0.0
 
     def train(self, optimizer: torch.optim.Optimizer, store: dist.Store) -> Row:
@@ -160,38 +147,23 @@ class Trainer:
         model, join, finish, sent = self.joined(optimizer, store)
         begin = time.monotonic()
         with join:
-            for step in self.steps(begin):
-                started = time.monotonic()
-                loss = self.loss_of(
-                    model, self.text.batch(step * job.batch_size + self.first, self.count)
-                )
-                # Every sample counts alike, however many this worker has of a batch.
-                (loss * self.count * job.workers / job.batch_size).backward()
-                if job.slow > 1 and self.rank == job.workers - 1:
-                    time.sleep((time.monotonic() - started) * (job.slow - 1))
+            for step in range(job.steps):
+                first = step * job.batch_size + self.first
+                self.loss_of(model, self.text.batch(first, self.count)).backward()
                 nn.utils.clip_grad_norm_(self.model.parameters(), job.clip)
                 finish()
-                self.losses.append(round(loss.item(), 4))
-                if not job.seconds and (step + 1) % job.val_every == 0:
+                if (step + 1) % job.val_every == 0:
                     self.note(step + 1, begin, sent(step + 1))
-        if not job.seconds and len(self.losses) % job.val_every:
-            self.note(len(self.losses), begin, sent(len(self.losses)))
-        return {
-            "losses": self.losses,
-            "points": self.points,
-            "steps": len(self.losses),
-            "samples": len(self.losses) * self.count,
-            "seconds": time.monotonic() - begin - self.paused,
-            "bytes_sent": sent(len(self.losses)),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-        }
+        # Here, with equal models again, diloco and local may have made one more round.
+        self.note(job.steps, begin, sent(job.steps))
+        return {"points": self.points, "bytes_sent": sent(job.steps), "parameters": self.elements}
 
     def joined(
         self, optimizer: torch.optim.Optimizer, store: dist.Store
     ) -> tuple[nn.Module, AbstractContextManager[Any], Callable[[], None], Callable[[int], int]]:
         """The model to call, a context to train in, what ends a step, and bytes sent by steps."""
         mode, workers = self.mode, self.job.workers
-        model_bytes = sum(p.numel() * 4 for p in self.model.parameters())
+        model_bytes = 4 * self.elements
 
         scheduler = LambdaLR(optimizer, self.job.lr_at)
 
@@ -213,23 +185,6 @@ class Trainer:
             local = DiLoCo(self.model, optimizer, mode.every, **dict(mode.outer))
         return self.model, local, step, lambda steps: local.bytes_sent
 
-    def steps(self, begin: float) -> Iterator[int]:
-        """Numbers of steps; in sync mode all ranks end together."""
-        job, step = self.job, 0
-        while True:
-            if job.seconds:
-                more = time.monotonic() - begin < job.seconds
-                if self.mode.kind == "sync":  # as the others see it
-                    flag = torch.tensor(more)
-                    dist.all_reduce(flag, dist.ReduceOp.MIN)
-                    more = bool(flag)
-                if not more:
-                    return
-            elif step == job.steps:
-                return
-            yield step
-            step += 1
-
     def note(self, step: int, begin: float, sent: int) -> None:
         """Validates, on the first rank; the time it takes does not count."""
         paused = time.monotonic()
@@ -237,8 +192,8 @@ class Trainer:
         if self.rank == 0:
             with torch.no_grad():
                 parts = [
-                    self.loss_of(self.model, self.val_text.batch(first, 32)).item()
-                    for first in range(0, self.job.val_sequences, 32)
+                    self.loss_of(self.model, self.val_text.batch(first, 64)).item()
+                    for first in range(0, self.job.val_sequences, 64)
                 ]
             seconds = paused - begin - self.paused
             loss = sum(parts) / len(parts)

@@ -43,7 +43,9 @@ class DiLoCo(Periodic):
         outer_optimizer: Makes the outer optimizer of some parameters, for each fragment one.
             Default: SGD with outer_lr and Nesterov momentum outer_momentum.
         outer_lr: Of the default outer optimizer.
-        outer_momentum: Likewise; 0: plain SGD.
+        outer_momentum: Likewise; 0: plain SGD. The defaults are the paper's, for runs of a hundred
+            rounds and more; with some tens of rounds 1.0 and 0.5 ended much nearer to training in
+            step, see docs/local_sgd.md.
         fragments: In how many parts of like size the parameters are cut, or the modules whose
             parameters are the parts. They take turns, every sync_every / fragments steps one.
         fragment_sync_delay: Steps that go on while a fragment is under way: its outer gradient is
