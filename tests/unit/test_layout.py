@@ -30,6 +30,7 @@ def test_a_layout_is_frozen() -> None:
         ({"shard": 1}, "Layout(shard=1): expected True or False"),
         ({"stages": 2}, 'schedule="interleaved"'),
         ({"schedule": "interleaved", "pp": 2}, "stages=2 or more"),
+        ({"microbatches": 3, "pp": 4}, "expected 4 or more microbatches"),
         ({"sequence": True}, "sequence parallel needs tp=2 or more"),
         ({"mode": "diloco", "tp": 2}, "modes other than sync join whole replicas"),
     ],
