@@ -164,6 +164,10 @@ class _ShapeFinding(PipelineStage):
         with _unchanged_buffers(self.submod):
             return super()._forward_metadata_inference(*args, **kwargs)
 
+    def _shape_inference(self, *args: Any, **kwargs: Any) -> Any:
+        with _unchanged_buffers(self.submod):  # as earlier versions of torch call it
+            return super()._shape_inference(*args, **kwargs)  # type: ignore[misc]
+
 
 def part_of(model: nn.Module, names: Sequence[str]) -> nn.Module:
     """Returns a module that holds some layers under their names in the whole model; local."""
