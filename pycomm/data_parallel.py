@@ -104,7 +104,9 @@ class DataParallel(nn.Module, Joinable):
 
     def _group_with(self, options: Options) -> Any:
         ranks = dist.get_process_group_ranks(self.process_group)
-        options = replace(options, device_mode=inner_of(self._backend).options.device_mode)
+        mode = inner_of(self._backend).options.device_mode
+        # A format is pycomm's own, so nothing is handed to others.
+        options = replace(options, device_mode=mode, inter="none")
         options.resolved()  # refuses an unknown format here, on every rank alike
         group = dist.new_group(
             ranks, backend="pycomm", pg_options=options, use_local_synchronization=True

@@ -43,6 +43,16 @@ bool has_op_everywhere(ReduceOp op, DType dtype) {
   }
 }
 
+// At the end of a group nobody can do anything about what another backend says.
+template <class Call>
+void quietly(int rank, Call call) {
+  try {
+    call();
+  } catch (const std::exception& error) {
+    log(LogLevel::warning, rank, str("at the end of a group between hosts: ", error.what()));
+  }
+}
+
 }  // namespace
 
 Hierarchy::Hierarchy(HostLayout layout, std::string between, c10::Device where, Device& device,
@@ -167,25 +177,19 @@ void Hierarchy::abort(const std::string& reason) {
     return;
   }
   if (aborted_.test_and_set()) return;
-  pool_->run([between = between, rank = layout_.rank] {
-    try {
-      between->abort();
-    } catch (const std::exception& error) {
-      log(LogLevel::warning, rank, str("abort between hosts: ", error.what()));
-    }
-  });
+  pool_->run([half = between, rank = layout_.rank] { quietly(rank, [&] { half->abort(); }); });
 }
 
 void Hierarchy::close(const std::string& reason, bool drain) {
   const auto [local, between] = halves();
   if (local) ours(local)->close(reason, drain);
   if (!between) return;
-  if (Backend* const same = ours(between)) {
-    same->close(reason, drain);
-  } else if (drain) {
-    between->shutdown();
-  } else {
-    between->abort();
+  if (Backend* const same = ours(between)) return same->close(reason, drain);
+  if (closed_.test_and_set()) return;
+  if (drain) {
+    quietly(layout_.rank, [half = between] { half->shutdown(); });
+  } else if (!aborted_.test_and_set()) {
+    quietly(layout_.rank, [half = between] { half->abort(); });
   }
 }
 

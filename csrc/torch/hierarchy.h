@@ -77,6 +77,7 @@ class Hierarchy {
   // Ends whatever is under way in both halves; another backend's on a thread of the pool, for it
   // may take its time. Idempotent.
   void abort(const std::string& reason);
+  // Idempotent too.
   void close(const std::string& reason, bool drain);
 
  private:
@@ -97,8 +98,8 @@ class Hierarchy {
   mutable std::mutex mutex_;
   Halves halves_;
   std::chrono::steady_clock::time_point asked_{};
-  std::atomic_flag aborted_;  // the other backend's half
-  bool answers_ = true;       // the other backend says how it is
+  std::atomic_flag aborted_, closed_;  // another backend's half
+  bool answers_ = true;                // the other backend says how it is
 };
 
 }  // namespace pycomm

@@ -25,6 +25,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+import pycomm
+
 BOTH = pytest.mark.parametrize("mode", ["H", "S"])
 SMALL_BUCKETS = {"bucket_cap_mb": 0.002}
 # The fake GPU computes with the kernels of the CPU, but on copies, which may be laid out otherwise.
@@ -62,10 +64,15 @@ def test_ddp_on_one_gpu_equals_one_process(
     assert "all_reduce sum" in runs[0].collectives
 
 
-def test_ddp_over_two_hosts_equals_one_process() -> None:
-    options = SMALL_BUCKETS | {"gradient_as_bucket_view": True}
-    runs = run_on_hosts(data_parallel, "aabb", options)
-    expect_equal(runs, alone(gpt, [tokens_of(rank) for rank in range(4)]), **CLOSE)
+def replicated(me: Rank) -> Run:
+    return on_device(me, pycomm.DataParallel)
+
+
+def test_data_parallel_over_two_hosts_equals_one_process() -> None:
+    one = alone(gpt, [tokens_of(rank) for rank in range(4)])
+    views = SMALL_BUCKETS | {"gradient_as_bucket_view": True}
+    expect_equal(run_on_hosts(data_parallel, "aabb", views), one, **CLOSE)
+    expect_equal(run_on_hosts(replicated, "abab"), one, **CLOSE)
 
 
 def halving(me: Rank) -> Run:

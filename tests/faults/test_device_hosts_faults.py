@@ -11,7 +11,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from fake_cuda.device_ranks import hear, here, meet, tell
+from fake_cuda.device_ranks import DEVICE, hear, here, meet, tell
 from fake_cuda.hosts import REGISTERED, handed_over, run_on_hosts
 from ranks import Died, Rank
 from test_device_faults import aborted, held_up, killed, late, mismatched, released, said_by
@@ -83,6 +83,7 @@ def test_a_timeout_names_who_did_not_come() -> None:
     assert "rank 1" in first
 
 
+@pytest.mark.skipif(DEVICE != "fakegpu", reason="a fake GPU sleeps for as long as it is told")
 def test_a_device_that_does_not_come_to_the_operation_is_named() -> None:
     for text in run_on_hosts(held_up, "ab", init=False):
         assert "timeout after 3 s" in text, text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from fake_cuda.device_ranks import gpu, here
+from fake_cuda.device_ranks import DEVICE, gpu, here
 from fake_cuda.hosts import handed_over, run_on_hosts
 from ranks import Rank
 from test_device_collectives import coalesced, every_collective, layouts, overlapping
@@ -51,6 +51,13 @@ def test_every_collective_gives_what_its_definition_says(
 ) -> None:
     for text in run_on_hosts(all_kinds, hosts, mode=mode, inter=inter):
         assert told in text
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="NCCL needs GPUs, one for each rank")
+@pytest.mark.parametrize("hosts", ["ab", "aabb"])
+def test_nccl_carries_what_crosses_between_hosts(hosts: str) -> None:
+    for text in run_on_hosts(all_kinds, hosts, mode="K", inter="nccl"):
+        assert "nccl between them" in text
 
 
 SIZES = [1, 5, 4096, 16_384, 50_001]
@@ -104,17 +111,17 @@ def wanted(world_size: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "dtype", "error"),
+    ("hosts", "mode", "dtype", "error"),
     [
-        ("aabb", torch.float32, 1e-6),
-        ("aaabbb", torch.bfloat16, 4e-2),
-        ("abba", torch.int64, 0.0),
+        ("aabb", "K", torch.float32, 1e-6),
+        ("aaabbb", "S", torch.bfloat16, 4e-2),
+        ("abba", "S", torch.int64, 0.0),
     ],
 )
 def test_reductions_are_right_and_the_same_on_all_ranks(
-    hosts: str, dtype: torch.dtype, error: float
+    hosts: str, mode: str, dtype: torch.dtype, error: float
 ) -> None:
-    ranks = run_on_hosts(reductions, hosts, dtype)
+    ranks = run_on_hosts(reductions, hosts, dtype, mode=mode)
     for rank in ranks[1:]:
         for one, other in zip(ranks[0], rank, strict=True):
             assert torch.equal(one, other)
