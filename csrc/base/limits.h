@@ -262,6 +262,9 @@ inline constexpr size_t kDeviceSlotBytesMin = 64 * 1024;
 // 256 KiB of each of 8 ranks, where pushing whole tensors begins to cost more than a second meeting.
 // An estimate, for some 4 us a meeting and 300 GB/s a GPU.
 inline constexpr size_t kPeerPushedBytes = 2 * 1024 * 1024;
+// Where the user has chosen an algorithm, what a block of its kernel sends to a peer at once: 32
+// blocks with four such pieces on the way to each of 7 peers take some 4 MiB.
+inline constexpr size_t kPeerLanePieceBytes = 4 * 1024;
 // Until the ranks have passed descriptors and each has read what every other wrote on its GPU; a
 // first use of a GPU may take seconds. And how long memory that is given up waits for streams and
 // peers that still use it, before it is left to the end of the process.

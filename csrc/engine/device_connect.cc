@@ -64,12 +64,12 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
   std::unique_ptr<DeviceGroup> group(new DeviceGroup(engine, device));
   const DeviceScope scope(device);
   DeviceRendezvous rendezvous(engine);
-  const auto cards =
-      gather_cards(rendezvous, device, group->rank_,
-                   card_of(device.facts(), options.mode, shares_host(engine.mesh())));
+  const auto cards = gather_cards(
+      rendezvous, device, group->rank_,
+      card_of(device.facts(), options.mode, shares_host(engine.mesh()), options.all_reduce));
   group->choice_ = choose_mode(cards);
   if (group->mode() != DeviceMode::host) {
-    if (const Failure why = group->set_up(rendezvous, kernels, cards, options.pool_bytes)) {
+    if (const Failure why = group->set_up(rendezvous, kernels, cards, options)) {
       group->kernels_.reset();
       group->stages_.reset();
       group->pool_.reset();
@@ -90,23 +90,35 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
 }
 
 Failure DeviceGroup::set_up(DeviceRendezvous& rendezvous, const DeviceKernels& kernels,
-                            const std::vector<DeviceCard>& cards, size_t pool_bytes) {
+                            const std::vector<DeviceCard>& cards,
+                            const DeviceGroupOptions& options) {
   if (Failure why = connect_words(rendezvous, device_, rank_, world_size_, &words_)) return why;
-  const auto layout = PoolLayout::choose(cards, mode(), pool_bytes);
+  const bool meets = mode() == DeviceMode::kernel;
+  if (std::string why; meets) {
+    chosen_ = make_peer_plan(options.all_reduce, rank_, world_size_, &why);
+    if (!why.empty()) {
+      log(LogLevel::info, rank_,
+          str("no kernel sums by ", options.all_reduce, ", since ", why, "; chosen by size"));
+    }
+  }
+  const auto layout = PoolLayout::choose(cards, options.pool_bytes, [&](size_t slot_bytes) {
+    return meets ? PeerKernels::bytes_for(world_size_, slot_bytes, chosen_) : 0;
+  });
   if (Failure why =
           DevicePool::connect(rendezvous, device_, *words_, rank_, cards, layout, &pool_)) {
     return why;
   }
   (void)kernels.load_reduce();  // what cannot be loaded cannot be launched, which says so
   stages_ = std::make_unique<DeviceStages>(device_, kernels, *pool_, rank_, world_size_);
-  if (mode() != DeviceMode::kernel) return {};
+  if (!meets) return {};
   return PeerKernels::connect(rendezvous, device_, kernels, *pool_, *words_, rank_, world_size_,
-                              &kernels_);
+                              chosen_, &kernels_);
 }
 
 std::string DeviceGroup::describe() const {
   std::string text = str(static_cast<char>(mode()), ": ", choice_.reason);
   if (!pool_) return text;
+  if (!chosen_.algorithm.empty()) text += "; all_reduce by " + chosen_.algorithm;
   constexpr double kMib = 1024.0 * 1024.0;
   return text + str("; slots of ", static_cast<double>(pool_->slot_bytes()) / kMib, " MiB by ",
                     pool_->kind() == ShareKind::descriptor ? "file descriptor" : "IPC handle", ", ",

@@ -35,6 +35,7 @@ namespace pycomm {
 struct DeviceGroupOptions {
   char mode = 0;                         // 'H', 'S' or 'K'; 0: the best there is
   size_t pool_bytes = kDevicePoolBytes;  // of all ranks on a GPU together
+  std::string all_reduce{};              // in mode K, an algorithm by name; empty: by size
 };
 
 class DeviceGroup {
@@ -85,7 +86,7 @@ class DeviceGroup {
   OpSignature signature_of(const DeviceWork& work, bool captured) const;
   std::chrono::nanoseconds timeout_of(const Operation& wanted) const;
   Failure set_up(DeviceRendezvous& rendezvous, const DeviceKernels& kernels,
-                 const std::vector<DeviceCard>& cards, size_t pool_bytes);
+                 const std::vector<DeviceCard>& cards, const DeviceGroupOptions& options);
   void check_with_peers(const Operation& wanted, const OpSignature& mine);
   void await_laggards(const Operation& wanted, const OpSignature& mine);
   DevicePiece piece_of(const Call& call, size_t index) const;
@@ -104,6 +105,7 @@ class DeviceGroup {
   std::unique_ptr<DevicePool> pool_;
   std::unique_ptr<DeviceStages> stages_;
   std::unique_ptr<PeerKernels> kernels_;  // of mode K
+  PeerPlan chosen_;
   uint64_t calls_ = 0, pieces_, unled_piece_ = 0;
   bool captured_ = false;
 };

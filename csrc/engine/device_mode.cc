@@ -49,8 +49,10 @@ size_t gpus_of(std::span<const DeviceCard> cards) {
 
 }  // namespace
 
-DeviceCard card_of(const DeviceFacts& facts, char wanted, bool one_host) {
+DeviceCard card_of(const DeviceFacts& facts, char wanted, bool one_host,
+                   const std::string& all_reduce) {
   DeviceCard card;
+  all_reduce.copy(card.all_reduce, sizeof card.all_reduce - 1);
   facts.uuid.copy(card.uuid, sizeof card.uuid - 1);
   card.wanted = wanted;
   card.words = facts.words;
@@ -72,6 +74,12 @@ ModeChoice choose_mode(std::span<const DeviceCard> cards) {
     PYCOMM_USAGE(cards[rank].wanted == cards[0].wanted, "rank ", rank, " asks for ",
                  say(cards[rank].wanted), " on its GPU, rank 0 for ", say(cards[0].wanted),
                  "; set the same on all ranks");
+    const auto name = [](const DeviceCard& card) {
+      return card.all_reduce[0] ? std::string(card.all_reduce) : std::string("the size's choice");
+    };
+    PYCOMM_USAGE(name(cards[rank]) == name(cards[0]), "rank ", rank, " asks for all_reduce by ",
+                 name(cards[rank]), ", rank 0 by ", name(cards[0]),
+                 "; set the same PYCOMM_ALGO on all ranks");
   }
   const char wanted = cards[0].wanted;
   if (wanted == static_cast<char>(DeviceMode::host)) return {DeviceMode::host, "asked for"};

@@ -13,34 +13,38 @@ constexpr uint64_t kZeroedPiece = 5, kTriedPiece = 6;
 
 // Of one of the two spaces that a rank has, for direct and for captured work.
 struct Space {
-  size_t slot_bytes, buffer_bytes;
+  size_t slot_bytes, buffer_bytes, lanes_bytes;
 
-  Space(int world_size, size_t pool_slot_bytes)
+  Space(int world_size, size_t pool_slot_bytes, const PeerPlan& chosen)
       : slot_bytes(
             std::min(pool_slot_bytes / 2, kPeerPushedBytes / static_cast<size_t>(world_size)) /
             kPageBytes * kPageBytes),
-        buffer_bytes(2 * pool_slot_bytes) {}
+        buffer_bytes(2 * pool_slot_bytes),
+        lanes_bytes(chosen.plan ? plan_lanes_bytes(world_size, kPeerLanePieceBytes) : 0) {}
   size_t slots_bytes(int world_size) const {
     return 2 * static_cast<size_t>(world_size) * slot_bytes;
   }
   size_t bytes(int world_size) const {
-    return kFlagsBytes + slots_bytes(world_size) + buffer_bytes;
+    return kFlagsBytes + slots_bytes(world_size) + buffer_bytes + lanes_bytes;
   }
 };
 
-PeerGroup group_in(const DevicePool& pool, int index, int rank, int world_size) {
-  const Space space(world_size, pool.slot_bytes());
+PeerGroup group_in(const DevicePool& pool, int index, int rank, int world_size,
+                   const PeerPlan& chosen) {
+  const Space space(world_size, pool.slot_bytes(), chosen);
   PeerGroup group;
   group.rank = rank;
   group.world_size = world_size;
   group.slots_bytes = space.slots_bytes(world_size);
   group.buffer_bytes = space.buffer_bytes;
+  group.lanes_bytes = space.lanes_bytes;
   for (int r = 0; r < world_size; ++r) {
     char* const base = reinterpret_cast<char*>(pool.peers(r)) +
                        static_cast<size_t>(index) * space.bytes(world_size);
     group.flags[r] = reinterpret_cast<PeerFlags*>(base);
     group.slots[r] = base + kFlagsBytes;
     group.buffers[r] = group.slots[r] + group.slots_bytes;
+    group.lanes[r] = group.buffers[r] + group.buffer_bytes;
   }
   return group;
 }
@@ -51,8 +55,8 @@ uint64_t to_ns(std::chrono::nanoseconds timeout) {
 
 }  // namespace
 
-size_t PeerKernels::bytes_for(int world_size, size_t slot_bytes) {
-  return 2 * Space(world_size, slot_bytes).bytes(world_size);
+size_t PeerKernels::bytes_for(int world_size, size_t slot_bytes, const PeerPlan& chosen) {
+  return 2 * Space(world_size, slot_bytes, chosen).bytes(world_size);
 }
 
 bool PeerKernels::serve(const Operation& wanted) {
@@ -61,20 +65,22 @@ bool PeerKernels::serve(const Operation& wanted) {
 }
 
 PeerKernels::PeerKernels(Device& device, const DeviceKernels& kernels, DevicePool& pool,
-                         DeviceWords& words, int rank, int world_size)
+                         DeviceWords& words, int rank, int world_size, const PeerPlan& chosen)
     : device_(device),
       kernels_(kernels),
       pool_(pool),
-      direct_(group_in(pool, 0, rank, world_size)),
-      captured_(group_in(pool, 1, rank, world_size)) {
+      chosen_(chosen),
+      direct_(group_in(pool, 0, rank, world_size, chosen)),
+      captured_(group_in(pool, 1, rank, world_size, chosen)) {
   direct_.control = captured_.control = words.control();
 }
 
 Failure PeerKernels::connect(DeviceRendezvous& rendezvous, Device& device,
                              const DeviceKernels& kernels, DevicePool& pool, DeviceWords& words,
-                             int rank, int world_size, std::unique_ptr<PeerKernels>* out) {
+                             int rank, int world_size, const PeerPlan& chosen,
+                             std::unique_ptr<PeerKernels>* out) {
   std::unique_ptr<PeerKernels> made(
-      new PeerKernels(device, kernels, pool, words, rank, world_size));
+      new PeerKernels(device, kernels, pool, words, rank, world_size, chosen));
   (void)kernels.load_all_reduce();  // what cannot be loaded cannot be launched, which says so
   void* stream = nullptr;
   HostAllocation seen;
@@ -138,9 +144,9 @@ Failure PeerKernels::try_both(std::byte* seen, void* stream) const {
   task.dtype = DType::int32;
   task.count = kTrialBytes / sizeof(int32_t);
   task.input = task.output = pool_.in(rank, 0);
-  for (const bool one_shot : {true, false}) {
+  for (const char* algorithm : {kOneShotPlan, kTwoShotPlan}) {
     Failure failure = device_.fill(stream, pool_.in(rank, 0), rank + 1, kTrialBytes);
-    if (!failure) failure = launch(task, one_shot, stream);
+    if (!failure) failure = launch(task, algorithm, stream);
     if (!failure) failure = device_.copy(stream, seen, pool_.in(rank, 0), kTrialBytes);
     if (failure) return failure;
     seen += kTrialBytes;
@@ -148,14 +154,39 @@ Failure PeerKernels::try_both(std::byte* seen, void* stream) const {
   return {};
 }
 
-Failure PeerKernels::launch(const AllReduceTask& task, bool one_shot, void* stream) const {
-  const int error = one_shot ? kernels_.all_reduce_one_shot(task, stream)
-                             : kernels_.all_reduce_two_shot(task, stream);
+Failure PeerKernels::launch(const AllReduceTask& task, const std::string& algorithm,
+                            void* stream) const {
+  int error = kLaunched;
+  if (algorithm == kOneShotPlan) {
+    error = kernels_.all_reduce_one_shot(task, stream);
+  } else if (algorithm == kTwoShotPlan) {
+    error = kernels_.all_reduce_two_shot(task, stream);
+  } else {
+    PlanTask plan;
+    plan.group = task.group;
+    plan.plan = &*chosen_.plan;
+    plan.op = task.op;
+    plan.dtype = task.dtype;
+    plan.divisor = task.divisor;
+    plan.tensor = task.output;
+    plan.count = task.count;
+    // Peers read and write buffers in two_shot alone, between its meetings.
+    plan.scratch = task.group.buffers[task.group.rank];
+    plan.signature = task.signature;
+    error = kernels_.run_plan(plan, stream);
+  }
   if (error == kLaunched) return {};
   return {FailureKind::system,
-          str("the launch of an all_reduce of ", name_of(task.dtype), " on GPU ",
+          str("the launch of an all_reduce of ", name_of(task.dtype), " by ", algorithm, " on GPU ",
               device_.facts().index, " failed with CUDA error ", error),
           {}};
+}
+
+// The elements of the largest piece.
+size_t PeerKernels::piece_of(const PeerGroup& group, size_t count, DType dtype) const {
+  if (chosen_.plan) return chosen_.piece_of(count, dtype, group.buffer_bytes);
+  if (chosen_.algorithm == kOneShotPlan) return one_shot_count(group, dtype);
+  return group.buffer_bytes / size_of(dtype);
 }
 
 Failure PeerKernels::all_reduce(const DeviceWork& work, const Launch& how, void* stream) const {
@@ -166,16 +197,17 @@ Failure PeerKernels::all_reduce(const DeviceWork& work, const Launch& how, void*
   task.dtype = work.dtype;
   task.divisor = work.op == ReduceOp::avg ? task.group.world_size : 1;
   task.signature = how.signature;
+  const size_t piece = piece_of(task.group, work.count, work.dtype);
   const size_t fits_slot = one_shot_count(task.group, work.dtype);
-  const size_t fits_buffer = task.group.buffer_bytes / size_of(work.dtype);
   std::byte* const tensor = work.regions[0].data;
   Failure failure;
   size_t begin = 0;
   do {
-    task.count = std::min(fits_buffer, work.count - begin);
+    task.count = std::min(piece, work.count - begin);
     task.output = tensor + begin * size_of(work.dtype);
     task.input = task.output;
-    failure = launch(task, task.count <= fits_slot, stream);
+    const char* const by_size = task.count <= fits_slot ? kOneShotPlan : kTwoShotPlan;
+    failure = launch(task, chosen_.algorithm.empty() ? by_size : chosen_.algorithm, stream);
     begin += task.count;
   } while (!failure && begin < work.count);
   return failure;

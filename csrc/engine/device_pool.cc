@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <map>
 
-#include "engine/device_peer_kernels.h"
-
 namespace pycomm {
 namespace {
 
@@ -29,22 +27,15 @@ int mark_of(int rank) { return rank % 251 + 1; }
 
 }  // namespace
 
-PoolLayout PoolLayout::choose(std::span<const DeviceCard> cards, DeviceMode mode,
-                              size_t pool_bytes) {
+PoolLayout PoolLayout::choose(std::span<const DeviceCard> cards, size_t pool_bytes,
+                              const std::function<size_t(size_t)>& peer_bytes) {
   PoolLayout layout;
   layout.own_results = !on_one_gpu(cards);
-  const auto with_slots_of = [&](size_t bytes) {
+  for (size_t bytes = kDeviceSlotBytesMax;; bytes -= kDeviceSlotBytesMin) {
     layout.slot_bytes = bytes;
-    layout.peer_bytes = mode == DeviceMode::kernel
-                            ? PeerKernels::bytes_for(static_cast<int>(cards.size()), bytes)
-                            : 0;
-    return largest_share(cards, layout);
-  };
-  size_t bytes = kDeviceSlotBytesMax;
-  while (with_slots_of(bytes) > pool_bytes && bytes > kDeviceSlotBytesMin) {
-    bytes -= kDeviceSlotBytesMin;
+    layout.peer_bytes = peer_bytes(bytes);
+    if (bytes == kDeviceSlotBytesMin || largest_share(cards, layout) <= pool_bytes) return layout;
   }
-  return layout;
 }
 
 size_t PoolLayout::bytes_of(int rank) const {

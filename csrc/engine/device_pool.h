@@ -9,6 +9,7 @@
 // thread.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "engine/device_mode.h"
@@ -27,7 +28,9 @@ struct PoolLayout {
   size_t peer_bytes = 0;     // of each rank, for kernels that wait for one another
 
   // The largest slots for which a GPU's share stays within `pool_bytes`, or else the smallest.
-  static PoolLayout choose(std::span<const DeviceCard> cards, DeviceMode mode, size_t pool_bytes);
+  // `peer_bytes`: of each rank, beside slots of a size.
+  static PoolLayout choose(std::span<const DeviceCard> cards, size_t pool_bytes,
+                           const std::function<size_t(size_t slot_bytes)>& peer_bytes);
   size_t bytes_of(int rank) const;
 };
 

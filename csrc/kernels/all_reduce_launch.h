@@ -55,6 +55,16 @@ int with_peer_format(DType dtype, const Run& run) {
   }
 }
 
+// For all of them, until one returns an error.
+template <class Run>
+int for_each_peer_format(const Run& run) {
+  for (int d = 0; d < kDTypeCount; ++d) {
+    if (!travels_between_gpus(static_cast<DType>(d))) continue;
+    if (const int error = with_peer_format(static_cast<DType>(d), run)) return error;
+  }
+  return kLaunched;
+}
+
 inline AllReduceArguments arguments_of(const AllReduceTask& task) {
   AllReduceArguments a{};
   a.group = task.group;

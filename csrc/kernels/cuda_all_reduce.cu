@@ -13,15 +13,10 @@ int all_reduce_two_shot(const AllReduceTask& task, void* stream) {
   return launch_two_shot(task, CudaLaunch{}, stream);
 }
 int load_all_reduce() {
-  for (int d = 0; d < kDTypeCount; ++d) {
-    if (!travels_between_gpus(static_cast<DType>(d))) continue;
-    const int error = with_peer_format(static_cast<DType>(d), [&]<class Format>() -> int {
-      const int first = load<OneShotBody<Format>>();
-      return first == kLaunched ? load<TwoShotBody<Format>>() : first;
-    });
-    if (error != kLaunched) return error;
-  }
-  return kLaunched;
+  return for_each_peer_format([]<class Format>() -> int {
+    const int error = load<OneShotBody<Format>>();
+    return error == kLaunched ? load<TwoShotBody<Format>>() : error;
+  });
 }
 
 }  // namespace pycomm::cuda

@@ -14,7 +14,10 @@ class CudaKernels final : public DeviceKernels {
     return cuda::reduce(task, stream);
   }
   int load_reduce() const override { return cuda::load_reduce(); }
-  int load_all_reduce() const override { return cuda::load_all_reduce(); }
+  int load_all_reduce() const override {
+    const int error = cuda::load_all_reduce();
+    return error == kLaunched ? cuda::load_plan() : error;
+  }
   int all_reduce_one_shot(const AllReduceTask& task, void* stream) const override {
     return cuda::all_reduce_one_shot(task, stream);
   }

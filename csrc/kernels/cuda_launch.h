@@ -11,6 +11,7 @@ namespace pycomm::cuda {
 int reduce(const ReduceTask& task, void* stream);
 int load_reduce();
 int load_all_reduce();
+int load_plan();
 int all_reduce_one_shot(const AllReduceTask& task, void* stream);
 int all_reduce_two_shot(const AllReduceTask& task, void* stream);
 int run_plan(const PlanTask& task, void* stream);

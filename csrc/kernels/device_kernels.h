@@ -37,7 +37,7 @@ class DeviceKernels {
   // Loads what reduce() launches, on the current device. A kernel that its first launch has to load
   // may wait for all streams of the process, and what they wait for may be this thread's to call.
   virtual int load_reduce() const = 0;
-  virtual int load_all_reduce() const = 0;  // the same for both kinds of it
+  virtual int load_all_reduce() const = 0;  // the same for both kinds of it, and for run_plan()
 
   // All tensors of a bucket into it, or from it, in one launch: converted, multiplied by task.scale
   // in float32 (float64 in itself), rounded once, added to what is there if task.accumulate. Any of

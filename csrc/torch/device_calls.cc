@@ -104,13 +104,19 @@ void warn_of_few_connections(int rank) {
 // The ranks' devices connect at the first collective on one, which all ranks come to. Under the
 // lane's lock.
 DeviceGroup* group_for(DeviceLane& lane, Engine& engine, const std::string& call, bool captured,
-                       char mode) {
+                       const BackendOptions& options) {
   if (engine.mesh().world_size() == 1) return nullptr;
   if (!lane.group()) {
     PYCOMM_USAGE(!captured, call,
                  ": a graph is being captured, but the group has not worked on its devices yet; "
                  "call a collective on a tensor there before the capture");
-    lane.group() = DeviceGroup::connect(engine, lane.device(), kernels_of(lane.where()), {mode});
+    DeviceGroupOptions wanted;
+    wanted.mode = options.device_mode;
+    const auto& chosen = options.engine.algorithms;
+    if (chosen.contains(Collective::all_reduce)) {
+      wanted.all_reduce = chosen.at(Collective::all_reduce);
+    }
+    lane.group() = DeviceGroup::connect(engine, lane.device(), kernels_of(lane.where()), wanted);
   }
   return lane.group().get();
 }
@@ -224,7 +230,7 @@ Backend::WorkPtr Backend::launch_on_device(const Call& call,
     const uint64_t capture = lane->capture_of(current);
     DeviceGroup* group = nullptr;
     if (!message && !hierarchy) {
-      group = group_for(*lane, *engine_, name, capture != 0, options_->device_mode);
+      group = group_for(*lane, *engine_, name, capture != 0, *options_);
     }
     if (!served(group, operations)) group = nullptr;
     if (!group) lane->refuse_capture(first.collective, current);

@@ -206,6 +206,18 @@ def test_an_input_may_lie_where_results_are_written_in_pieces() -> None:
     run_on_devices(overlapping, 2, True, LARGE // 2, mode="S")
 
 
+def by_choice(me: Rank) -> str:
+    x = counted(me.rank, 200_000)
+    dist.all_reduce(x)
+    expect(x, sum(counted(rank, 200_000) for rank in range(me.world_size)))
+    return dist.group.WORLD._get_backend(here()).device_mode()
+
+
+def test_kernels_of_gpus_sum_by_the_algorithm_that_was_chosen() -> None:
+    for said in run_on_devices(by_choice, 3, mode="K", env={"PYCOMM_ALGO": "all_reduce=ring"}):
+        assert "all_reduce by ring" in said
+
+
 def coalesced(me: Rank) -> None:
     group = dist.group.WORLD
     xs = [torch.full((n,), float(me.rank + 1), device=here()) for n in (3, 0, 5)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What only mode K does: sums by kernels that wait for one another, bit for bit those of the CPU;
-// what these kernels find out themselves; set-up that fails halfway. And ranks on several GPUs that
-// may not use such kernels.
+// What only mode K does: sums by kernels that wait for one another, bit for bit those of the CPU,
+// and by algorithms that were chosen; what these kernels find out themselves; set-up that fails
+// halfway. And ranks on several GPUs that may not use such kernels.
 #include <random>
 
 #include "device_ranks.h"
@@ -91,6 +91,37 @@ TEST("sums of kernels have the bits of the CPU's, for every size, dtype and numb
       }
     });
   }
+}
+
+TEST("an algorithm chosen by name sums at once and in graphs, and says so") {
+  for (const char* algorithm : {"ring", "double_binary_tree", "recursive_doubling",
+                                "halving_doubling", "one_shot", "direct"}) {
+    for (const int world_size : {2, 5, 8}) {
+      with_group({"shm"}, world_size, [&](auto& engine, int rank) {
+        auto options = small_pool();
+        options.all_reduce = algorithm;
+        Rank me(*engine, seeded(rank, 0, kK), options);
+        const std::string said = me.group().describe();
+        CHECK(said.find(str("; all_reduce by ", algorithm)) != std::string::npos, said);
+        Tensors captured_one({Collective::all_reduce, ReduceOp::sum, 50001, 0}, rank, world_size);
+        const auto graph = captured(me, captured_one.wanted());
+        for (const size_t count : {0, 1, 1000, 100003}) {
+          Tensors tensors({Collective::all_reduce, ReduceOp::avg, count, 0}, rank, world_size);
+          me.finish(me.launch(tensors.wanted()));
+          tensors.check(str(algorithm, ", ", world_size, " ranks"));
+          captured_one.fill();
+          must(me.device().replay(*graph, me.stream()));
+          must(me.device().synchronize(me.stream()));
+          captured_one.check(str(algorithm, " in a graph"));
+        }
+      });
+    }
+  }
+}
+
+TEST("an algorithm that no kernel runs is replaced by the size's choice, and it is said why") {
+  std::string why;
+  CHECK(make_peer_plan("hierarchical", 0, 2, &why).algorithm.empty() && !why.empty());
 }
 
 TEST("ranks of which some share a GPU work by streams across GPUs") {

@@ -47,6 +47,16 @@ TEST("ranks that share a GPU work in mode S, and what stands against it is named
     refused = std::string(error.what()).find("rank 1 asks for any mode") != std::string::npos;
   }
   CHECK(refused);
+  auto other = card("B");
+  std::strcpy(other.all_reduce, "ring");
+  try {
+    choose({card("A"), other});
+    refused = false;
+  } catch (const UsageError& error) {
+    const std::string said = error.what();
+    CHECK(said.find("rank 1 asks for all_reduce by ring, rank 0 by") != std::string::npos, said);
+  }
+  CHECK(refused);
 }
 
 TEST("ranks with a GPU each work in mode K where every GPU reaches every other") {
@@ -79,7 +89,8 @@ TEST("ranks with a GPU each work in mode K where every GPU reaches every other")
 TEST("the pool of a group stays within its bytes, whatever the number of ranks") {
   for (int world_size = 2; world_size <= 24; ++world_size) {
     const std::vector<DeviceCard> cards(static_cast<size_t>(world_size), card("A"));
-    const size_t slot = PoolLayout::choose(cards, DeviceMode::stream, kDevicePoolBytes).slot_bytes;
+    const size_t slot =
+        PoolLayout::choose(cards, kDevicePoolBytes, [](size_t) { return size_t{0}; }).slot_bytes;
     const size_t step = kDevicePoolStep;
     const auto rounded = [&](size_t slots) { return (slots * slot + step - 1) / step * step; };
     const size_t all = static_cast<size_t>(world_size - 1) * rounded(3) + rounded(6);
@@ -89,11 +100,17 @@ TEST("the pool of a group stays within its bytes, whatever the number of ranks")
   for (int world_size = 2; world_size <= kPeersMax; ++world_size) {
     std::vector<DeviceCard> cards;
     for (int rank = 0; rank < world_size; ++rank) cards.push_back(card(str("GPU-", rank)));
-    const auto layout = PoolLayout::choose(cards, DeviceMode::kernel, kDevicePoolBytes);
-    for (int rank = 0; rank < world_size; ++rank) {
-      CHECK(layout.bytes_of(rank) <= kDevicePoolBytes, world_size, ": ", layout.bytes_of(rank));
+    for (const char* algorithm : {"", "ring"}) {
+      std::string why;
+      const PeerPlan chosen = make_peer_plan(algorithm, 0, world_size, &why);
+      const auto layout = PoolLayout::choose(cards, kDevicePoolBytes, [&](size_t slot_bytes) {
+        return PeerKernels::bytes_for(world_size, slot_bytes, chosen);
+      });
+      for (int rank = 0; rank < world_size; ++rank) {
+        CHECK(layout.bytes_of(rank) <= kDevicePoolBytes, world_size, ": ", layout.bytes_of(rank));
+      }
+      CHECK(layout.slot_bytes >= size_t{4} << 20, world_size, " ranks: ", layout.slot_bytes);
     }
-    CHECK(layout.slot_bytes >= size_t{5} << 20, world_size, " ranks: ", layout.slot_bytes);
   }
 }
 
