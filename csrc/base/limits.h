@@ -259,8 +259,8 @@ inline constexpr size_t kDevicePoolStep = 2 * 1024 * 1024;
 inline constexpr size_t kDeviceSlotBytesMax = 8 * 1024 * 1024;
 inline constexpr size_t kDeviceSlotBytesMin = 64 * 1024;
 // Where every rank has a GPU of its own, what all ranks may push to one of them in one all_reduce:
-// 256 KiB of each of 8 ranks, where pushing whole tensors begins to cost more than a second meeting.
-// An estimate, for some 4 us a meeting and 300 GB/s a GPU.
+// 256 KiB of each of 8 ranks, where pushing whole tensors begins to cost more than a second
+// meeting. An estimate, for some 4 us a meeting and 300 GB/s a GPU.
 inline constexpr size_t kPeerPushedBytes = 2 * 1024 * 1024;
 // Where the user has chosen an algorithm, what a block of its kernel sends to a peer at once: 32
 // blocks with four such pieces on the way to each of 7 peers take some 4 MiB.
