@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Ranks as processes that share one GPU, for the programs that check, measure and question it; and
-// what only CUDA can say, behind functions, since the programs themselves see no CUDA header.
+// Ranks as processes that share one GPU, or have one each, for the programs that check, measure and
+// question them; and what only CUDA can say, behind functions, since the programs themselves see no
+// CUDA header.
 //
 // A process that has called CUDA cannot be forked, so the program itself never does. With `fake` as
 // an argument the ranks are on a fake GPU: so the programs run where there is none.
@@ -26,7 +27,7 @@ struct Gpu {
   // Captures what `body` puts on the stream; the result replays it there.
   std::function<std::function<void()>(void* stream, const std::function<void()>& body)> capture;
 };
-Gpu open_gpu(bool fake, std::string* why);  // no device: the reason
+Gpu open_gpu(bool fake, std::string* why, int index = 0);  // no device: the reason
 
 // ranks_cuda.cu: hand-overs between two processes whose kernels spin for each other's word, in
 // microseconds each; gives up after a second. `words`: two device addresses, `side` 0 or 1.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Right results of ranks that share the GPU, also from replayed graphs; deaths and aborts.
+// Right results of ranks that share the GPU, and of ranks with a GPU each where there are several,
+// also from replayed graphs; deaths and aborts.
 #include <unistd.h>
 
 #include <algorithm>
@@ -153,27 +154,51 @@ bool a_rank_dies(Engine& engine, DeviceGroup& group, const Gpu& gpu, void* strea
   }
 }
 
+// Counted in another process: one that has called CUDA cannot be forked.
+int gpus_there(bool fake) {
+  if (fake) return 4;
+  double count = 0;
+  (void)run(1, &count, 1, [](int, double* out) {
+    int error = 0;
+    *out = cuda_device_count(&error);
+    return true;
+  });
+  return static_cast<int>(count);
+}
+
+// `own`: each has a GPU to itself.
+bool check_ranks(bool fake, int count, bool own, bool dies) {
+  return run_group(count, nullptr, 0, [&](Engine& engine, int rank, double*) {
+    std::string why;
+    const Gpu gpu = open_gpu(fake, &why, own ? rank : 0);
+    const DeviceScope scope(*gpu.device);
+    const auto group = DeviceGroup::connect(engine, *gpu.device, *gpu.kernels, {});
+    if (rank == 0 && !dies) std::printf("%s\n", group->describe().c_str());
+    // GPUs that do not reach each other are no fault.
+    if (own && !fake && group->mode() == DeviceMode::host) return true;
+    if (group->mode() != (own ? DeviceMode::kernel : DeviceMode::stream)) return false;
+    void* stream = nullptr;
+    must(gpu.device->create_stream(true, &stream));
+    return dies ? a_rank_dies(engine, *group, gpu, stream)
+                : collectives(*group, engine, gpu, stream, fake);
+  });
+}
+
 }  // namespace
 
 int check(bool fake) {
   int failed = 0;
-  for (const int count : {2, 4, 8}) {
-    for (const bool dies : {false, true}) {
-      const bool right = run_group(count, nullptr, 0, [&](Engine& engine, int, double*) {
-        std::string why;
-        const Gpu gpu = open_gpu(fake, &why);
-        const auto group = DeviceGroup::connect(engine, *gpu.device, *gpu.kernels, {});
-        if (engine.mesh().rank() == 0 && !dies) std::printf("%s\n", group->describe().c_str());
-        if (group->mode() != DeviceMode::stream) return false;
-        void* stream = nullptr;
-        must(gpu.device->create_stream(true, &stream));
-        return dies ? a_rank_dies(engine, *group, gpu, stream)
-                    : collectives(*group, engine, gpu, stream, fake);
-      });
-      failed += !right;
-      std::printf("%s: %d ranks on one GPU%s\n", right ? "passed" : "FAILED", count,
-                  dies ? ", one of which dies" : "");
-      std::fflush(stdout);
+  const int gpus = gpus_there(fake);
+  for (const bool own : {false, true}) {
+    for (const int count : {2, 4, 8}) {
+      for (const bool dies : {false, true}) {
+        if (own && count > gpus) continue;
+        const bool right = check_ranks(fake, count, own, dies);
+        failed += !right;
+        std::printf("%s: %d ranks %s%s\n", right ? "passed" : "FAILED", count,
+                    own ? "with a GPU each" : "on one GPU", dies ? ", one of which dies" : "");
+        std::fflush(stdout);
+      }
     }
   }
   return failed != 0;

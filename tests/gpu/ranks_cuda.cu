@@ -37,9 +37,9 @@ __global__ void spin(volatile uint64_t* mine, volatile uint64_t* theirs, uint64_
   __threadfence_system();
 }
 
-Gpu open_fake() {
+Gpu open_fake(int index) {
   Gpu gpu;
-  auto device = std::make_shared<FakeDevice>(FakeOptions{.uuid = "FAKE"});
+  auto device = std::make_shared<FakeDevice>(FakeOptions{.uuid = str("FAKE-", index)});
   gpu.device = device;
   gpu.kernels = host_kernels([device](void* stream, std::function<void()> work) {
     must(device->enqueue_host(stream, std::move(work)));
@@ -56,10 +56,10 @@ Gpu open_fake() {
 
 }  // namespace
 
-Gpu open_gpu(bool fake, std::string* why) {
-  if (fake) return open_fake();
+Gpu open_gpu(bool fake, std::string* why, int index) {
+  if (fake) return open_fake(index);
   Gpu gpu;
-  gpu.device = open_cuda_device(0, why);
+  gpu.device = open_cuda_device(index, why);
   gpu.kernels = {&cuda_kernels(), [](const DeviceKernels*) {}};
   gpu.capture = capture_on_cuda;
   return gpu;
