@@ -13,7 +13,7 @@ int all_reduce_two_shot(const AllReduceTask& task, void* stream) {
   return launch_two_shot(task, CudaLaunch{}, stream);
 }
 int load_all_reduce() {
-  return for_each_peer_format([]<class Format>() -> int {
+  return for_each_peer_format([&]<class Format>() -> int {
     const int error = load<OneShotBody<Format>>();
     return error == kLaunched ? load<TwoShotBody<Format>>() : error;
   });

@@ -8,7 +8,7 @@ namespace pycomm::cuda {
 
 int run_plan(const PlanTask& task, void* stream) { return launch_plan(task, CudaLaunch{}, stream); }
 int load_plan() {
-  return for_each_peer_format([]<class Format>() -> int { return load<PlanBody<Format>>(); });
+  return for_each_peer_format([&]<class Format>() -> int { return load<PlanBody<Format>>(); });
 }
 
 }  // namespace pycomm::cuda
