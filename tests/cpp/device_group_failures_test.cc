@@ -49,6 +49,19 @@ void meet(Engine& engine) {
   engine.run(make(Collective::all_reduce, token));
 }
 
+// Of ranks that are threads: all have returned from what they called before, so that no failure of
+// what comes next ends it.
+class Together {
+ public:
+  void operator()(Engine& engine) {
+    ++arrived_;
+    while (arrived_ < engine.mesh().world_size() && !engine.failure()) std::this_thread::yield();
+  }
+
+ private:
+  std::atomic<int> arrived_{0};
+};
+
 Tensors summed(size_t count, int rank, int world_size) {
   return Tensors({Collective::all_reduce, ReduceOp::sum, count, 0}, rank, world_size);
 }
@@ -126,6 +139,7 @@ TEST("ranks that disagree about a collective are all told how, and no stream wai
         {{Collective::broadcast, ReduceOp::sum, 1000, 1}, "broadcast(float32[1000], root 1)"},
     };
     for (const auto& one : all) {
+      Together meet;
       with_group({"shm"}, 3, [&](auto& engine, int rank) {
         Rank me(*engine, seeded(rank, 0, mode), small_pool());
         auto before = summed(30000, rank, 3);
@@ -167,6 +181,7 @@ TEST("a capture that is none on another rank is a mismatch") {
 
 TEST("an abort releases the streams of all ranks, a replayed graph's too") {
   for (const DeviceMode mode : kBothModes) {
+    Together meet;
     with_group({"shm"}, 2, [&](auto& engine, int rank) {
       Rank me(*engine, seeded(rank, 0, mode), small_pool());
       auto captured = summed(50000, rank, 2), direct = summed(50000, rank, 2);
@@ -226,9 +241,11 @@ TEST("a rank that never calls, or whose stream never comes there, is named after
 TEST("an error of the device at any call is an error here, and the others hear of it") {
   for (const DeviceMode mode : kBothModes) {
     for (const int calls : {0, 1, 2, 3, 4, 5}) {
+      Together meet;
       with_group({"shm"}, 2, [&](auto& engine, int rank) {
         Rank me(*engine, seeded(rank, 0, mode), small_pool());
         auto tensors = summed(1000, rank, 2);
+        meet(*engine);
         const auto failure = failure_of([&] {
           const auto call = me.group().prepare(tensors.wanted(), false);
           engine->submit(call.operation);
