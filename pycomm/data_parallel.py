@@ -15,8 +15,14 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
 from pycomm.errors import UsageError
 from pycomm.native import load
-from pycomm.options import Options
-from pycomm.replicas import CPU, backend_of, check_model, check_same_on_all, inner_of
+from pycomm.replicas import (
+    CPU,
+    backend_of,
+    check_model,
+    check_same_on_all,
+    inner_of,
+    settings_of,
+)
 
 # The default in front, then what is tried besides.
 _BUCKET_BYTES = [4 << 20, 1 << 20, 25 << 20]
@@ -94,7 +100,7 @@ class DataParallel(nn.Module, Joinable):
         default = _BUCKET_BYTES if on_host else _DEVICE_BUCKET_BYTES
         narrow = None if on_host else _NARROWED_BY_GPUS.get(wire or "")
         own_group = wire is not None and narrow is None
-        gradients = self._group_with(Options(wire=wire)) if own_group else backend
+        gradients = self._group_with(wire or "") if own_group else backend
         self._reducer = self._make_reducer(
             gradients,
             gradients if on_host else self._group_of_hosts(gradients),
@@ -102,11 +108,10 @@ class DataParallel(nn.Module, Joinable):
             narrow,
         )
 
-    def _group_with(self, options: Options) -> Any:
+    def _group_with(self, wire: str) -> Any:
         ranks = dist.get_process_group_ranks(self.process_group)
-        mode = inner_of(self._backend).options.device_mode
         # A format is pycomm's own, so nothing is handed to others.
-        options = replace(options, device_mode=mode, inter="none")
+        options = replace(settings_of(self._backend), wire=wire, inter="none")
         options.resolved()  # refuses an unknown format here, on every rank alike
         group = dist.new_group(
             ranks, backend="pycomm", pg_options=options, use_local_synchronization=True
@@ -115,7 +120,7 @@ class DataParallel(nn.Module, Joinable):
 
     def _group_of_hosts(self, gradients: Any) -> Any:
         """Returns what the hosts tell each other by without waiting for what is on the device."""
-        hosts = self._group_with(Options(wire="fp32"))
+        hosts = self._group_with("fp32")
         load().fails_with(inner_of(hosts), inner_of(gradients))
         return hosts
 

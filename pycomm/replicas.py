@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pycomm.errors import UsageError
 from pycomm.native import load
+from pycomm.options import Options
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,30 @@ def inner_of(backend: Any) -> Any:
     return getattr(backend, "wrapped_pg", backend)
 
 
+def settings_of(backend: Any) -> Options:
+    """Returns what another group needs to be like this one, but for wire, algorithm and inter."""
+    native = inner_of(backend).options
+    low, high = native.port_range
+    given = {
+        "transport": native.transports,
+        "socket_interface": native.socket_interface,
+        "port_range": f"{low}-{high}" if low else None,
+        "host_id": native.host_id,
+        "tcp_connections": native.tcp_connections,
+        "segment_bytes": native.segment_bytes,
+        "device_mode": native.device_mode,
+        "flight_dir": native.flight_dir,
+    }
+    return Options(
+        timeout_s=native.timeout_ms / 1000,
+        detect_timeout_s=native.detect_timeout_ms / 1000,
+        connect_timeout_s=native.connect_timeout_ms / 1000,
+        check_plans=native.check_plans,
+        blocking_wait=native.blocking_wait,
+        **{name: value for name, value in given.items() if value},
+    )
+
+
 def check_model(module: nn.Module) -> torch.device:
     """Returns where the model is: cpu, or one device; local.
 
@@ -71,6 +96,13 @@ def check_model(module: nn.Module) -> torch.device:
             "average; use the module as it is"
         )
     first, where = next((n, p.device) for n, p in module.named_parameters())
+    for name, parameter in module.named_parameters():
+        dtype = getattr(parameter, "grad_dtype", None)  # torch 2.10 and later
+        if dtype not in (None, parameter.dtype):
+            raise UsageError(
+                f"DataParallel: the gradient of {name} is to be {dtype}, expected "
+                f"{parameter.dtype} as the parameter; leave grad_dtype as it is"
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             raise UsageError(

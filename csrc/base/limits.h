@@ -145,6 +145,9 @@ inline constexpr size_t kStagedPieceBytes = 4 * 1024 * 1024;
 // Queues that a GPU takes the work of streams from, unless CUDA_DEVICE_MAX_CONNECTIONS says other:
 // with fewer a stream that waits for a peer soon holds others back.
 inline constexpr int kDeviceConnections = 8;
+// How long a forward waits for a backward on a device to be over for autograd, too, before it takes
+// it for one that another thread goes on with: a thread may be kept from running for a while.
+inline constexpr auto kBackwardEndPatience = 1s;
 // How long one who takes such memory down waits for the streams that may still use it.
 inline constexpr auto kStreamPatience = 2s;
 

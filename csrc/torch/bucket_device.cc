@@ -82,16 +82,22 @@ DeviceBucket::DeviceBucket(BucketStream& stream, at::Tensor flat, std::vector<si
   type_ = sent_type_ = packed_as(type).value();
   users_.push_back(stream_.current());  // where it has been allocated
   use(stream_.own());
+  stream_.order(stream_.own(), stream_.current());
   const c10::StreamGuard guard(stream_.own());
   packer_ = packer(begins, counts);
   const auto size = size_of(type_);
   for (const size_t begin : begins) {
     places_.push_back(static_cast<std::byte*>(flat_.data_ptr()) + begin * size);
   }
-  if (!narrow || type != at::kFloat) return;
-  sent_type_ = packed_as(*narrow).value();
-  narrow_ = at::zeros({flat_.numel()}, flat_.options().dtype(*narrow));
-  widener_ = packer({0}, {static_cast<size_t>(flat_.numel())});
+  if (narrow && type == at::kFloat) {
+    sent_type_ = packed_as(*narrow).value();
+    narrow_ = at::zeros({flat_.numel()}, flat_.options().dtype(*narrow));
+    widener_ = packer({0}, {static_cast<size_t>(flat_.numel())});
+  }
+  // The first launch of a kernel loads it, which may wait for all streams of the process. Now none
+  // of them waits for what this backward has yet to send.
+  launch_pack(places_, 1);
+  unpack();
 }
 
 std::unique_ptr<DevicePacker> DeviceBucket::packer(const std::vector<size_t>& begins,
@@ -122,8 +128,11 @@ void DeviceBucket::order() {
 }
 
 void DeviceBucket::pack(const std::vector<void*>& gradients, double factor) {
+  if (narrow_.defined() || factor != 1 || gradients != places_) launch_pack(gradients, factor);
+}
+
+void DeviceBucket::launch_pack(const std::vector<void*>& gradients, double factor) {
   packed_ = narrow_.defined();
-  if (!packed_ && factor == 1 && gradients == places_) return;
   const DevicePacker::Sides sides{type_, sent().data_ptr(), sent_type_, factor};
   check(packer_->pack(sides, gradients, stream_.own_native()));
 }

@@ -76,6 +76,7 @@ class DeviceBucket {
 
  private:
   void use(const c10::Stream& stream);
+  void launch_pack(const std::vector<void*>& gradients, double factor);
   std::unique_ptr<DevicePacker> packer(const std::vector<size_t>& begins,
                                        const std::vector<size_t>& counts);
 

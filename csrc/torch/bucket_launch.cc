@@ -4,9 +4,12 @@
 #include <ATen/record_function.h>
 #include <c10/core/StreamGuard.h>
 
+#include <thread>
 #include <utility>
 
+#include "base/deadline.h"
 #include "base/error.h"
+#include "base/limits.h"
 #include "bucket/pack.h"
 #include "torch/bucket_reducer.h"
 #include "torch/premul_sum.h"
@@ -17,8 +20,12 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
-// Two tensors of one shape whose elements lie in the same order, without gaps.
+// Two tensors of one shape whose elements lie in the same order, without gaps, as the same bytes.
 bool alike(const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() != b.scalar_type() || a.is_conj() != b.is_conj() ||
+      a.is_neg() != b.is_neg()) {
+    return false;
+  }
   for (int64_t d = 0; d < a.dim(); ++d) {
     if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
   }
@@ -150,12 +157,17 @@ void BucketReducer::wait_for_buckets() {
   for (auto& bucket : buckets_) bucket.on_device->let_go(taker);
 }
 
-// Where the buckets' group has failed that is the reason, whatever has become of the other.
+// Where the buckets' group has failed that is the reason, whatever has become of the other, which
+// hears of it a moment earlier.
 void BucketReducer::wait_for_hosts(const c10::intrusive_ptr<c10d::Work>& telling) {
   try {
     telling->wait();
   } catch (const std::exception&) {
-    if (stream_) wait_for_buckets();
+    const auto patience = Deadline::after(kBackwardEndPatience);
+    while (stream_ && !patience.expired()) {
+      wait_for_buckets();
+      std::this_thread::sleep_for(kAttendNap);
+    }
     throw;
   }
 }

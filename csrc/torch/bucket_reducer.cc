@@ -8,9 +8,12 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <numeric>
+#include <thread>
 #include <unordered_map>
 
+#include "base/deadline.h"
 #include "base/error.h"
+#include "base/limits.h"
 #include "torch/arena_allocator.h"
 #include "torch/errors.h"
 
@@ -143,7 +146,21 @@ void BucketReducer::recover() {
   }
 }
 
+// A device's backward runs on a thread of autograd's, which lets go of it a moment after whoever
+// called it has its exception.
+void BucketReducer::await_end_of_backward() {
+  const auto patience = Deadline::after(kBackwardEndPatience);
+  while (stream_ && !in_backward() && !patience.expired()) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!active_ || backward_.expired()) return;
+    }
+    std::this_thread::sleep_for(kReadyNap);
+  }
+}
+
 void BucketReducer::end_interrupted() {
+  await_end_of_backward();
   const std::lock_guard lock(mutex_);
   // A checkpoint runs forward again within backward, and another thread may while one goes on.
   if (!active_ || in_backward() || !backward_.expired()) return;

@@ -101,6 +101,7 @@ class BucketReducer : public std::enable_shared_from_this<BucketReducer> {
   };
   enum class Part { own, absent, interrupted };  // what this rank has in a reduction
 
+  void await_end_of_backward();
   void end_interrupted();
   void begin(bool reduce);
   void own_gradient(Gradient& gradient, const at::Tensor& handed);

@@ -250,6 +250,26 @@ def with_assigned_buffers(me: Rank) -> list[bool]:
     return [model.mean.equal(torch.full((2,), 0.75))]
 
 
+class Conjugated(nn.Module):
+    """Autograd hands over a gradient whose conjugation is yet to be carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+    def forward(self, row: Tensor) -> Tensor:
+        return (self.weight.conj() * row).real.sum()
+
+
+def with_lazy_conjugates(me: Rank) -> list[bool]:
+    model, found = pycomm.DataParallel(Conjugated()), []
+    for _ in range(2):
+        model.zero_grad()
+        model(torch.full((3,), complex(1 + 2 * me.rank, 1))).backward()
+        found.append(torch.equal(model.weight.grad, torch.full((3,), 2 + 1j)))
+    return found
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -260,6 +280,7 @@ def with_assigned_buffers(me: Rank) -> list[bool]:
         with_a_forward_in_another_thread,
         while_sizes_are_tried,
         with_assigned_buffers,
+        with_lazy_conjugates,
     ],
 )
 def test_gradients_and_buffers_are_right_on_all_ranks(case: Any) -> None:

@@ -4,7 +4,6 @@ for."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,16 @@ import replica_scenarios
 import test_data_parallel_hazards as hazards
 import torch
 import torch.distributed as dist
-from fake_cuda.device_ranks import DEVICE, busy, gpu, hear, here, mode_now, run_on_devices, tell
+from fake_cuda.device_ranks import (
+    SHARED_AND_OWN,
+    busy,
+    gpu,
+    hear,
+    here,
+    mode_now,
+    run_on_devices,
+    tell,
+)
 from ranks import Rank
 from reference_run import (
     Run,
@@ -22,7 +30,6 @@ from reference_run import (
     collectives_run,
     expect_equal,
     gpt,
-    odd,
     sgd,
     square_loss,
     tokens_of,
@@ -36,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pycomm
 
-BOTH = pytest.mark.parametrize("mode", ["H", "S"])
+EVERY_MODE = pytest.mark.parametrize("mode", ["H", "S", "K"])
 
 SMALL_BUCKETS = 2048
 # Some have enough on two ranks, through the host; others are for three, by streams.
@@ -119,7 +126,7 @@ def plain(me: Rank) -> Run:
     return run
 
 
-@pytest.mark.parametrize(("world_size", "mode"), [(1, "S"), (2, "S"), (3, "H"), (4, "S")])
+@pytest.mark.parametrize(("world_size", "mode"), [(1, "S"), (2, "K"), (3, "H"), (4, "S")])
 def test_data_parallel_on_one_gpu_equals_one_process(world_size: int, mode: str) -> None:
     runs = run_on_devices(plain, world_size, env=IN_RANK_ORDER, mode=mode)
     assert all(run.collectives for run in runs) == (world_size > 1)
@@ -149,7 +156,6 @@ HAZARDS = [
     hazards.after_an_exception_in_the_first,
     hazards.with_two_wrappers,
     hazards.after_an_exception_between_two_wrappers,
-    hazards.with_a_forward_in_another_thread,
     hazards.with_assigned_buffers,
 ]
 
@@ -159,7 +165,7 @@ def on_this_device(me: Rank) -> dict[str, list[bool]]:
         return {case.__name__: case(me) for case in HAZARDS}
 
 
-@BOTH
+@EVERY_MODE
 def test_gradients_are_right_after_exceptions_and_with_several_wrappers(mode: str) -> None:
     for found in run_on_devices(on_this_device, 2, mode=mode):
         assert found
@@ -244,7 +250,7 @@ def held_by_a_message(me: Rank, apart: bool) -> list[float]:
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one stream", "a stream for each weight"])
-@BOTH
+@EVERY_MODE
 def test_backward_returns_before_the_streams_that_it_waits_for(mode: str, apart: bool) -> None:
     assert run_on_devices(held_by_a_message, 2, apart, mode=mode) == [[6.0, 7.0]] * 2
 
@@ -278,9 +284,20 @@ def unlucky_timing(me: Rank) -> list[bool]:
     return found
 
 
-@BOTH
-def test_steps_that_the_host_never_waits_for_are_right(mode: str) -> None:
-    for found in run_on_devices(unlucky_timing, 3, mode=mode):
+@pytest.mark.parametrize(
+    ("mode", "world_size", "gpus"),
+    [
+        ("H", 3, SHARED_AND_OWN),
+        ("S", 3, SHARED_AND_OWN),
+        ("K", 3, SHARED_AND_OWN),
+        ("S", 2, "uuid=SHARED,one_queue=1"),
+    ],
+    ids=["H", "S", "K", "S, one queue of the hardware"],
+)
+def test_steps_that_the_host_never_waits_for_are_right(
+    mode: str, world_size: int, gpus: str
+) -> None:
+    for found in run_on_devices(unlucky_timing, world_size, mode=mode, gpus=gpus):
         assert all(found), found
 
 
@@ -303,91 +320,10 @@ def narrow(me: Rank, wire: str) -> tuple[bool, float]:
 
 
 @pytest.mark.parametrize(
-    ("wire", "mode", "error"), [("bf16", "H", 2e-2), ("bf16", "S", 2e-2), ("int8", "H", 6e-2)]
+    ("wire", "mode", "error"),
+    [("bf16", "H", 2e-2), ("bf16", "K", 2e-2), ("bf16", "S", 2e-2), ("int8", "H", 6e-2)],
 )
 def test_gradients_of_a_device_travel_as_asked(wire: str, mode: str, error: float) -> None:
     for same, found in run_on_devices(narrow, 3, wire, mode=mode):
         assert same
         assert 0 < found < error
-
-
-# ---- what is refused, and failures
-
-
-def refusal(build: Callable[[], Any]) -> str:
-    try:
-        build()
-    except pycomm.UsageError as error:
-        return str(error)
-    return "nothing was refused"
-
-
-class Split(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(2, 2).to(here(0)), nn.Linear(2, 2).to(here(1))
-
-
-class Halves(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.odd = nn.Parameter(torch.zeros(3, dtype=torch.complex32, device=here()))
-
-
-def refused(me: Rank) -> dict[str, str]:
-    on_cpu = odd().to(here())
-    on_cpu.register_buffer("mean", torch.zeros(1))
-    ddp = DistributedDataParallel(odd().to(here()))
-    told = {
-        "two devices": refusal(lambda: pycomm.DataParallel(Split())),
-        "a buffer on cpu": refusal(lambda: pycomm.DataParallel(on_cpu)),
-        "complex32": refusal(lambda: pycomm.DataParallel(Halves())),
-        "hook": refusal(lambda: pycomm.compression.Encoded("int8", ddp)),
-        "feedback": refusal(
-            lambda: pycomm.compression.ErrorFeedback("int8", ddp, sgd(ddp.parameters()))
-        ),
-    }
-    model = pycomm.DataParallel(OnStreams(0.0))
-    outputs = model()
-    graph = gpu().Graph()
-    with gpu().graph(graph):
-        told["capture"] = refusal(
-            lambda: torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
-        )
-    return told
-
-
-@pytest.mark.skipif(DEVICE != "fakegpu", reason="needs two devices in one process")
-def test_what_cannot_be_served_is_refused_at_the_call() -> None:
-    expected = {
-        "two devices": "last.weight is on fakegpu:1 and first.weight on fakegpu:0, expected the",
-        "a buffer on cpu": "mean is on cpu and first.weight on fakegpu:0, expected the whole",
-        "complex32": "odd is ComplexHalf on fakegpu:0, expected float32",
-        "hook": "are on fakegpu:0, expected cpu",
-        "feedback": "are on fakegpu:0, expected cpu",
-        "capture": "a graph is being captured",
-    }
-    for told in run_on_devices(refused, 2, gpus="uuid=A;uuid=B"):
-        wrong = {name: text for name, text in told.items() if expected[name] not in text}
-        assert not wrong
-
-
-def without_the_group(me: Rank) -> str:
-    model = pycomm.DataParallel(odd().to(here()))
-    rows = torch.ones(3, 5, device=here())
-    square_loss(model, rows).backward()
-    if me.rank == 0:
-        dist.group.WORLD._get_backend(here()).abort()
-        hear(me, "raised")
-        return ""
-    with pytest.raises(pycomm.CommError) as raised:
-        for _ in itertools.count():
-            square_loss(model, rows).backward()
-    tell(me, "raised")
-    return str(raised.value)
-
-
-@BOTH
-def test_when_the_group_is_aborted_nobody_waits_for_what_hosts_tell_each_other(mode: str) -> None:
-    _, told = run_on_devices(without_the_group, 2, mode=mode)
-    assert "rank 0" in told
