@@ -60,14 +60,39 @@ void Engine::refuse(const Operation& operation, const Failure& found) {
   raise(operation, cause());
 }
 
-void Engine::release_on_failure(const std::shared_ptr<DeviceWords>& words) {
+void Engine::release_on_failure(const std::shared_ptr<DeviceWords>& words, bool kernels) {
   {
     const std::lock_guard lock(words_mutex_);
     std::erase_if(words_, [](const auto& one) { return one.expired(); });
     words_.push_back(words);
+    if (kernels) watches_words_ = true;
   }
   const std::lock_guard lock(queue_mutex_);
   need_progress_thread();
+}
+
+void Engine::look_at_words() {
+  Failure found;
+  {
+    const std::lock_guard lock(words_mutex_);
+    for (const auto& one : words_) {
+      const auto words = one.lock();
+      if (words && !found) found = words->explain_fault();
+    }
+  }
+  if (found) fail(found, false);
+}
+
+Failure Engine::look_after(const std::vector<int>& peers, Liveness::Vigil& vigil) {
+  if (failed_.load(std::memory_order_acquire)) return failure();
+  Failure why;
+  for (const int peer : peers) {
+    const auto departure = liveness_.departure(peer);
+    if (departure && !why) why = has_left(peer, *departure);
+  }
+  if (!why) why = liveness_.look(vigil, peers);
+  if (why) fail(why, false);
+  return why;
 }
 
 // True while there are some.

@@ -84,7 +84,9 @@ std::unique_ptr<DeviceGroup> DeviceGroup::connect(Engine& engine, Device& device
           "the ranks' GPUs will work through memory of the host: " + why.text);
     }
   }
-  if (group->words_) engine.release_on_failure(group->words_);
+  if (group->words_) {
+    engine.release_on_failure(group->words_, group->mode() == DeviceMode::kernel);
+  }
   log(LogLevel::info, group->rank_, "devices of the group: " + group->describe());
   return group;
 }

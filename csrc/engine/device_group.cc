@@ -17,23 +17,6 @@ constexpr uint32_t kAtOnce = 0, kCapturedWork = 1;
 // In place of a leader.
 constexpr int kNobody = -1, kByKernels = -2;
 
-// What a kernel that waited for its peers has found out; an end by break_up() has its own reason.
-Failure explain_fault(const PeerFault& fault, int rank) {
-  if (fault.status == PeerStatus::timed_out) {
-    return {FailureKind::timeout,
-            str("timeout on the GPU of rank ", rank, ": its kernel waited for that of rank ",
-                fault.peer, ", which did not come"),
-            {fault.peer}};
-  }
-  if (fault.status == PeerStatus::mismatch) {
-    return {FailureKind::mismatch,
-            str("the GPU of rank ", rank, " met that of rank ", fault.peer,
-                " in another collective; graphs must be replayed in the same order on all ranks"),
-            {fault.peer}};
-  }
-  return {};
-}
-
 // The end of this rank's part, seen without a call of CUDA.
 class DeviceRun final : public Watched {
  public:
@@ -46,7 +29,7 @@ class DeviceRun final : public Watched {
 
   // A failure releases streams, and then the end means nothing; the engine is about to hear of it.
   bool over() override { return words_->has_ended(rank_, last_) && !words_->broken() && !fault(); }
-  Failure fault() override { return explain_fault(words_->fault(), rank_); }
+  Failure fault() override { return words_->explain_fault(); }
   bool given_up() override { return words_->broken(); }
   const char* label() const override { return leader_ == kByKernels ? "mode K" : "mode S"; }
 
@@ -99,13 +82,13 @@ DeviceGroup::DeviceGroup(Engine& engine, Device& device)
       pieces_(kFirstPiece) {}
 
 bool DeviceGroup::serves(const Operation& wanted) const {
-  return mode() != DeviceMode::host && DeviceStages::serve(wanted);
+  return mode() != DeviceMode::host && DeviceStages::serve(wanted) && has_even_blocks(wanted);
 }
 
 DeviceGroup::Call DeviceGroup::prepare(const Operation& wanted, bool captured) {
   if (const auto failure = engine_.failure()) raise(wanted, failure, rank_, world_size_);
   // Of a graph's kernels, which nobody watches.
-  if (const auto fault = explain_fault(words_->fault(), rank_)) engine_.refuse(wanted, fault);
+  if (const auto fault = words_->explain_fault()) engine_.refuse(wanted, fault);
   Call call;
   call.work.collective = wanted.collective;
   call.work.op = wanted.op;

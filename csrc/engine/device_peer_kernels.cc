@@ -90,7 +90,8 @@ Failure PeerKernels::connect(DeviceRendezvous& rendezvous, Device& device,
   // still use the memory.
   const auto end = [&](uint64_t piece) {
     if (!failure) failure = device.write_value(stream, words.ended(rank), piece);
-    if (!failure && !words.await_end(piece, kDeviceSetupTimeout)) {
+    if (!failure &&
+        !words.await_end(piece, kDeviceSetupTimeout, [&] { return rendezvous.lost(); })) {
       failure = {FailureKind::system, "kernels that meet each other's did not end in time", {}};
     }
     if (!failure) return;

@@ -116,7 +116,7 @@ Failure DevicePool::try_it(DeviceRendezvous& rendezvous, DeviceWords& words, uin
   if (!failure) failure = device_.allocate_pinned(memory_.size() * kTrialBytes, &seen);
   if (!failure)
     failure = write_and_read(words, piece, stream, static_cast<std::byte*>(seen.device));
-  if (!failure && !words.await_end(piece, kDeviceSetupTimeout)) {
+  if (!failure && !words.await_end(piece, kDeviceSetupTimeout, [&] { return rendezvous.lost(); })) {
     failure = {FailureKind::system, "a round trip over the GPU's memory did not end in time", {}};
   }
   if (failure) {  // peers wait, and the stream may still use what it was given

@@ -45,6 +45,14 @@ std::string DeviceRendezvous::agree(const Failure& mine) {
   return {};
 }
 
+bool DeviceRendezvous::lost() {
+  std::vector<int> peers;
+  for (int peer = 0; peer < engine_.mesh().world_size(); ++peer) {
+    if (peer != engine_.mesh().rank()) peers.push_back(peer);
+  }
+  return static_cast<bool>(engine_.look_after(peers, vigil_));
+}
+
 Failure DeviceRendezvous::pass(const std::vector<int>& descriptors,
                                std::vector<std::vector<Fd>>* passed) {
   const int rank = engine_.mesh().rank(), world_size = engine_.mesh().world_size();

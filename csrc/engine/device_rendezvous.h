@@ -31,10 +31,13 @@ class DeviceRendezvous {
   // By rank, what each passed; nothing from this rank itself. Needs unix sockets between all ranks.
   // Fails on all ranks or on none.
   Failure pass(const std::vector<int>& descriptors, std::vector<std::vector<Fd>>* passed);
+  // Whether a peer has died or left, or the group has failed, which it has then.
+  bool lost();
 
  private:
   void gather_bytes(const void* mine, void* all, size_t bytes);
   Engine& engine_;
+  Liveness::Vigil vigil_;
 };
 
 }  // namespace pycomm

@@ -53,9 +53,16 @@ bool DeviceWords::reached(const uint64_t* word, uint64_t value) {
   return static_cast<int64_t>(now - value) >= 0;
 }
 
-bool DeviceWords::await_end(uint64_t piece, std::chrono::nanoseconds patience) const {
+bool DeviceWords::await_end(uint64_t piece, std::chrono::nanoseconds patience,
+                            const std::function<bool()>& in_vain) const {
   const auto until = Deadline::after(patience);
-  while (!has_ended(rank_, piece) && !until.expired()) std::this_thread::sleep_for(kAttendNap);
+  auto next_look = Deadline::after(kSleepSlice);
+  while (!has_ended(rank_, piece) && !until.expired()) {
+    std::this_thread::sleep_for(kAttendNap);
+    if (!next_look.expired()) continue;
+    if (in_vain()) return false;
+    next_look = Deadline::after(kSleepSlice);
+  }
   return has_ended(rank_, piece);
 }
 
@@ -66,6 +73,23 @@ uint64_t DeviceWords::last_ready(int rank) const {
 PeerFault DeviceWords::fault() const {
   return unpack_fault(
       std::atomic_ref(line(3 * world_size_ + 2 + rank_)[1]).load(std::memory_order_acquire));
+}
+
+Failure DeviceWords::explain_fault() const {
+  const PeerFault found = fault();
+  if (found.status == PeerStatus::timed_out) {
+    return {FailureKind::timeout,
+            str("timeout on the GPU of rank ", rank_, ": its kernel waited for that of rank ",
+                found.peer, ", which did not come"),
+            {found.peer}};
+  }
+  if (found.status == PeerStatus::mismatch) {
+    return {FailureKind::mismatch,
+            str("the GPU of rank ", rank_, " met that of rank ", found.peer,
+                " in another collective; graphs must be replayed in the same order on all ranks"),
+            {found.peer}};
+  }
+  return {};
 }
 
 uint64_t* DeviceWords::line(int index) const {

@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -51,6 +52,9 @@ class DeviceWords {
   }
   // Why one of them has not done its work; after break_up() it may be for no other reason.
   PeerFault fault() const;
+  // What a kernel that waited for its peers has found out, as a failure of the group; none where a
+  // wait ended by break_up(), which has a reason of its own.
+  Failure explain_fault() const;
 
   uint64_t last_ready(int rank) const;
   bool is_done(uint64_t piece) const { return reached(line(world_size_), piece); }
@@ -58,8 +62,10 @@ class DeviceWords {
     return reached(line(world_size_ + 1 + rank), piece);
   }
 
-  // Blocks until this rank's stream has written `ended`; false: not within `patience`.
-  bool await_end(uint64_t piece, std::chrono::nanoseconds patience) const;
+  // Blocks until this rank's stream has written `ended`; false: not within `patience`, or it would
+  // wait in vain, which is asked now and then.
+  bool await_end(uint64_t piece, std::chrono::nanoseconds patience,
+                 const std::function<bool()>& in_vain) const;
 
   // Tells peers what this rank's call number `ticket` is, from 1. Before that every peer must have
   // done with the call kDeviceTicketsMax before it: may_publish().

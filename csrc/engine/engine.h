@@ -83,9 +83,13 @@ class Engine {
   void abort(const std::string& reason);
   // Fails the group over what a call found out before it was an operation, and raises it.
   [[noreturn]] void refuse(const Operation& operation, const Failure& found);
+  // For who waits for peers outside of an operation: fails the group when one of them has died or
+  // left. Returns why it has failed, if it has.
+  Failure look_after(const std::vector<int>& peers, Liveness::Vigil& vigil);
   // From a failure on, streams that wait for these words are released, again and again until the
   // group is shut down: a graph may be replayed.
-  void release_on_failure(const std::shared_ptr<DeviceWords>& words);
+  // `kernels`: what they find out while nobody watches them, those of graphs, fails the group too.
+  void release_on_failure(const std::shared_ptr<DeviceWords>& words, bool kernels);
   // Lets pending operations finish for a short while, says goodbye and stops the threads.
   // Idempotent.
   void shutdown(const std::string& reason, bool drain);
@@ -119,6 +123,7 @@ class Engine {
   Failure attend(Operation& operation, WaitRole role);
   Failure inspect_device(const Operation& operation, Liveness::Vigil& vigil);
   bool release_streams();
+  void look_at_words();
   Failure await_ready(const Operation& operation, WaitRole role);
   Failure sleep_until_moved(const Operation& operation, Liveness::Vigil& vigil);
   void need_progress_thread();
@@ -169,7 +174,7 @@ class Engine {
 
   std::mutex words_mutex_;
   std::vector<std::weak_ptr<DeviceWords>> words_;
-  std::atomic<bool> streams_released_{false};
+  std::atomic<bool> streams_released_{false}, watches_words_{false};
 
   mutable std::mutex failure_mutex_;
   Failure failure_;

@@ -7,6 +7,15 @@
 
 namespace pycomm {
 
+bool has_even_blocks(const Operation& operation) {
+  if (operation.collective != Collective::all_gather &&
+      operation.collective != Collective::reduce_scatter) {
+    return true;
+  }
+  return std::all_of(operation.work.begin(), operation.work.end(),
+                     [&](const Region& one) { return one.count == operation.work[0].count; });
+}
+
 bool Operation::wait_finished(Deadline until) const {
   if (finished()) return true;
   waiters_.fetch_add(1, std::memory_order_seq_cst);

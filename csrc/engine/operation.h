@@ -86,6 +86,9 @@ inline size_t bytes_of(const Operation& operation) {
   return count * size_of(operation.dtype);
 }
 
+// Whether all ranks' blocks are equally long; only all_gather and reduce_scatter may have others,
+// of which every rank gives all lengths.
+bool has_even_blocks(const Operation& operation);
 inline bool is_message(const Operation& operation) {
   return operation.collective == Collective::send || operation.collective == Collective::recv;
 }

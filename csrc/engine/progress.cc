@@ -236,6 +236,7 @@ void Engine::assist(const Operation& operation) {
 void Engine::rest(std::unique_lock<std::mutex>& lock) {
   if (taken_over_) naps_left_ = kNaps;
   taken_over_ = false;
+  if (naps_left_ == 0 && watches_words_) return (void)queue_changed_.wait_for(lock, kSleepSlice);
   if (naps_left_ == 0) return queue_changed_.wait(lock);
   --naps_left_;
   napping_ = true;
@@ -265,6 +266,12 @@ void Engine::progress_loop() {
         queue_changed_.wait_for(lock, again ? kSleepSlice : kFailedRest);
       }
     } else if (queue_.empty()) {
+      if (watches_words_) {
+        lock.unlock();
+        look_at_words();
+        lock.lock();
+        if (stopping_ || !queue_.empty() || messages_.pending() || streams_released_) continue;
+      }
       rest(lock);
     } else {
       queue_changed_.wait_for(lock, kSleepSlice);

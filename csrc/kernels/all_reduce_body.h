@@ -95,7 +95,7 @@ struct OneShotBody {
     const AllReduceArguments& a = arguments;
     const PeerGroup& group = a.group;
     auto& block = env.template shared<AllReduceBlock>();
-    enter_call(env, group, block.peers);
+    if (!enter_call(env, group, block.peers)) return;
     take_turn(env, group, block.peers);
     const Range range = part_of({0, a.count}, env.blocks(), env.block(), sizeof(Code));
     const size_t at = range.begin * sizeof(Code);
@@ -153,7 +153,7 @@ struct TwoShotBody {
     const AllReduceArguments& a = arguments;
     const PeerGroup& group = a.group;
     auto& block = env.template shared<AllReduceBlock>();
-    enter_call(env, group, block.peers);
+    if (!enter_call(env, group, block.peers)) return;
     if (a.input != a.work) copy_parts(env, a.input, a.work);
     env.each_thread([&](int thread) {
       if (thread == 0) prepare(block, part(group.rank, env.blocks(), env.block()));

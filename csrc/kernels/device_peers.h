@@ -35,6 +35,7 @@ struct PeerFlags {
   uint32_t lane_taken[kPeerBlocksMax][kPeersMax];
   uint32_t calls;    // of one_shot; its last bit says which half of the slots is in use
   uint32_t entered;  // blocks of the call at hand that have read `calls`
+  uint32_t broken;   // a wait has failed: later calls, graphs' replays for one, do nothing
 };
 
 enum class PeerStatus : uint8_t { fine, aborted, timed_out, mismatch };

@@ -36,6 +36,7 @@ PYCOMM_KERNEL_INLINE void report(const Env& env, const PeerGroup& group, PeerSta
                                  int peer, uint32_t signature) {
   env.replace_zero(&group.control->status, uint64_t{static_cast<uint8_t>(status)} |
                                                uint64_t(peer) << 8 | uint64_t{signature} << 32);
+  env.store_relaxed(&group.flags[group.rank]->broken, uint32_t{1});
   env.store_release(&group.control->abort, uint64_t{1});
 }
 
@@ -81,14 +82,17 @@ PYCOMM_KERNEL_INLINE bool wait_for_peer(const Env& env, const PeerGroup& group, 
   return false;
 }
 
+// False where an earlier call has failed: what this one would tell peers, or take from them, would
+// belong to another.
 template <class Env>
-PYCOMM_KERNEL_INLINE void enter_call(const Env& env, const PeerGroup& group, PeerBlock& block) {
+PYCOMM_KERNEL_INLINE bool enter_call(const Env& env, const PeerGroup& group, PeerBlock& block) {
   env.each_thread([&](int thread) {
     if (thread != 0) return;
     block.epoch = group.flags[group.rank]->epochs[env.block()];
-    block.failed = 0;
+    block.failed = env.load_relaxed(&group.flags[group.rank]->broken);
   });
   env.barrier();
+  return block.failed == 0;
 }
 
 // Says that this block has come to `point` of the call, and waits until all others have. False

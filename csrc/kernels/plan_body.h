@@ -50,7 +50,7 @@ struct PlanBody {
   template <class Env>
   PYCOMM_KERNEL_INLINE void operator()(const Env& env) const {
     auto& block = env.template shared<AllReduceBlock>();
-    enter_call(env, group, block.peers);
+    if (!enter_call(env, group, block.peers)) return;
     const size_t slot = (lane_slot_bytes(group) - kSlotHeaderBytes) / sizeof(Code);
     const size_t longest = chunk_of(count, plan.work_chunks, 0, sizeof(Code)).size();
     const size_t part = part_of({0, longest}, env.blocks(), 0, sizeof(Code)).size();

@@ -86,6 +86,7 @@ Hierarchy::Halves Hierarchy::halves() const {
 }
 
 bool Hierarchy::serves(const DeviceTensors& wanted) {
+  if (!has_even_blocks(wanted)) return false;
   switch (wanted.collective) {
     case Collective::all_gather:
       return true;
