@@ -106,7 +106,7 @@ class HostEnv {
  private:
   size_t block_, blocks_;
   int threads_;
-  alignas(16) mutable char shared_[1024];
+  alignas(16) mutable char shared_[1024] = {};
 };
 
 }  // namespace

@@ -158,6 +158,33 @@ TEST("a replay that a peer does not come to ends by itself, and the next call na
   });
 }
 
+TEST(
+    "a graph's kernel that gives up fails the group without a call, and its later replays do "
+    "nothing") {
+  with_group({"shm"}, 2, [](auto& engine, int rank) {
+    Rank me = rank_with_own_gpu(*engine, rank);
+    engine->set_timeout(std::chrono::milliseconds(200));
+    Tensors tensors({Collective::all_reduce, ReduceOp::sum, 1000, 0}, rank, 2);
+    const auto graph = captured(me, tensors.wanted());
+    if (rank == 0) {
+      must(me.device().replay(*graph, me.stream()));
+      must(me.device().synchronize(me.stream()));
+    }
+    const auto until = Deadline::after(std::chrono::seconds(20));
+    while (!engine->failure() && !until.expired()) std::this_thread::yield();
+    const auto failure = engine->failure();
+    CHECK(failure.kind == FailureKind::timeout, failure.text);
+    CHECK(failure.ranks == std::vector<int>{1}, failure.text);
+    if (rank == 1) return;
+    tensors.fill();
+    const Region& region = tensors.wanted().work[0];
+    const std::vector<std::byte> before(region.data, region.data + region.count * sizeof(float));
+    must(me.device().replay(*graph, me.stream()));
+    must(me.device().synchronize(me.stream()));
+    CHECK(std::equal(before.begin(), before.end(), region.data));
+  });
+}
+
 TEST("graphs replayed in another order on one rank are found out, and no sum is mixed up") {
   with_group({"shm"}, 2, [](auto& engine, int rank) {
     Rank me = rank_with_own_gpu(*engine, rank);
