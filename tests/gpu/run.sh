@@ -56,7 +56,7 @@ generator=()
 command -v ninja > /dev/null && generator=(-G Ninja)
 cmake "${generator[@]}" -S . -B build/gpu -DPYCOMM_TESTS=ON -DPYCOMM_CUDA=ON > "$OUT/configure.log" 2>&1 &&
   timeout -k 5 "$(limit 300)" cmake --build build/gpu -j "$(nproc)" --target gpu_kernels gpu_ranks > "$OUT/build.log" 2>&1 || {
-  tail -30 "$OUT/configure.log" "$OUT/build.log"
+  tail -n 30 "$OUT/configure.log" "$OUT/build.log"
   echo "the build failed" >&2
   exit 1
 }
@@ -74,9 +74,8 @@ if $with_torch; then
   mkdir -p build/gpu/egg
   if wait $extension && "$PYTHON" setup.py -q egg_info --egg-base build/gpu/egg >> "$OUT/extension.log" 2>&1; then
     export PYTHONPATH=$PWD:$PWD/build/gpu/egg OMP_NUM_THREADS=1
-    step "torch: the tests of devices" 150 "$OUT/torch.txt" env PYCOMM_TEST_DEVICE=cuda "$PYTHON" -m pytest \
-      -q -p no:cacheprovider tests/collectives/test_device_*.py tests/faults/test_device_faults.py \
-      tests/training/test_device_training.py
+    step "torch: the tests of devices" 180 "$OUT/torch.txt" env PYCOMM_TEST_DEVICE=cuda "$PYTHON" -m pytest \
+      -q -p no:cacheprovider tests/*/test_device_*.py tests/*/test_hierarchy*.py
     gpt() { # NAME RANKS
       "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$2" examples/ddp_unchanged.py \
         --backend pycomm --device cuda --steps 30 --out "$OUT/$1"
@@ -90,7 +89,7 @@ if $with_torch; then
       benchmarks/gpu_torch_operations.py --symmetric-memory --json "$OUT/torch_operations.json"
   else
     failed+=("extension")
-    tail -30 "$OUT/extension.log"
+    tail -n 30 "$OUT/extension.log"
   fi
 else
   failed+=("torch: $PYTHON has no torch that sees the GPU")
