@@ -127,11 +127,12 @@ class LossScaler(torch.amp.GradScaler):
 
     Args:
         group: All ranks of the layout.
+        device: The kind that the gradients are on.
         options: Those of torch.amp.GradScaler.
     """
 
-    def __init__(self, group: dist.ProcessGroup, **options: Any) -> None:
-        super().__init__("cpu", **options)
+    def __init__(self, group: dist.ProcessGroup, device: str = "cpu", **options: Any) -> None:
+        super().__init__(device, **options)
         self._group = group
 
     def _unscale_grads_(

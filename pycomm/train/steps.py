@@ -55,7 +55,10 @@ class Steps:
         self._was_called = self._finished = False
         self._first_call = wrapped.model.register_forward_pre_hook(self._note_call)
         self.norm: float | None = None
-        self.scaler = LossScaler(groups.all) if layout.precision == "fp16" else None
+        self.scaler: LossScaler | None = None
+        if layout.precision == "fp16":
+            where = next(wrapped.part.parameters()).device
+            self.scaler = LossScaler(groups.all, where.type)
         if self.scaler is not None and isinstance(wrapped.model, Pipeline):
             wrapped.model.loss_scale = self.scaler.get_scale
         self.scheduler: LambdaLR | None = None

@@ -96,11 +96,11 @@ class WithLoss(nn.Module):
             return self._loss(self.module(*args[:-1], **kwargs), args[-1])
 
 
-def autocast_of(precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Returns what makes the context of forwards; local."""
+def autocast_of(precision: str, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Returns what makes the context of forwards on a kind of device; local."""
     if precision == "fp32":
         return contextlib.nullcontext
-    return lambda: torch.autocast("cpu", _DTYPES[precision])
+    return lambda: torch.autocast(device, _DTYPES[precision])
 
 
 def spread(
@@ -119,6 +119,7 @@ def spread(
     Raises:
         UsageError: the model does not fit the layout; the text lists the layouts that do.
     """
+    _check_device(model, layout)
     found = _check_fits(model, layout, loss, plan)
     whole = outline(model)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -130,7 +131,7 @@ def spread(
         apply_plan(model, found, groups.mesh["tp"])
         blocks = blocks_of(model) if layout.sequence and isinstance(found, Plan) else []
         draw_apart(model, groups.rank_in("tp"), blocks)
-    autocast = autocast_of(layout.precision)
+    autocast = autocast_of(layout.precision, next(model.parameters()).device.type)
     part, wrapped, mean = model, model, None
     if layout.pp > 1:
         assert loss is not None
@@ -161,6 +162,18 @@ def spread(
     pipeline = groups.of("pp") if layout.pp > 1 else None
     replicas = groups.of("dp") if layout.mode == "sync" else None
     return Wrapped(wrapped, part, Directory(part, whole, pipeline), mean, replicas)
+
+
+def _check_device(model: nn.Module, layout: Layout) -> None:
+    """Raises UsageError for a model on a GPU in a layout whose parts are made for the CPU."""
+    replicas = layout.tp == layout.pp == 1 and not layout.shard and layout.mode == "sync"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" and not replicas:
+            raise UsageError(
+                f"wrap: {name} is on {tensor.device}, expected cpu: on a GPU a layout has replicas "
+                'alone (tp=1, pp=1, shard=False, mode="sync"); give it those, or use torch\'s '
+                "parallelize_module, pipelining and fully_shard on pycomm's groups"
+            )
 
 
 def _check_fits(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from fake_cuda.device_ranks import DEVICE, gpu, here, run_on_devices
 from fake_cuda.hosts import run_on_hosts
@@ -17,6 +18,7 @@ from reference_run import (
     alone,
     expect_equal,
     gpt,
+    next_byte_loss,
     sgd,
     tokens_of,
     train,
@@ -26,6 +28,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import pycomm
+from pycomm import Layout
+from pycomm.errors import UsageError
 
 BOTH = pytest.mark.parametrize("mode", ["H", "S"])
 SMALL_BUCKETS = {"bucket_cap_mb": 0.002}
@@ -119,3 +123,44 @@ def test_fsdp2_over_two_hosts_equals_one_process() -> None:
     runs = run_on_hosts(fully_sharded, "abab")
     shares = [tokens_of(rank) for rank in range(4)]
     expect_equal(runs, alone(gpt, shares, combine=add_then_divide), **CLOSE)
+
+
+def five_lines(me: Rank, where: str) -> tuple[list[float], dict[str, Any]]:
+    ctx = pycomm.init(Layout(clip=0.5, accumulate=2))
+    model = gpt().to(where)
+    model, optimizer = ctx.wrap(model, sgd(model.parameters()))
+    losses = []
+    for batch in tokens_of(me.rank):
+        loss = next_byte_loss(model, batch.to(where))
+        losses.append(loss.item())
+        ctx.step(loss)
+    state = {name: value.cpu() for name, value in ctx.state_dict().items()}
+    ctx.finish()
+    return losses, state
+
+
+def test_the_five_lines_train_replicas_on_a_device_as_on_the_cpu() -> None:
+    on_cpu = run_on_devices(five_lines, 2, "cpu", env=IN_RANK_ORDER)
+    for (losses, state), (wanted, parameters) in zip(
+        run_on_devices(five_lines, 2, DEVICE, env=IN_RANK_ORDER), on_cpu, strict=True
+    ):
+        assert losses == pytest.approx(wanted, rel=CLOSE["rtol"], abs=CLOSE["atol"])
+        assert state.keys() == parameters.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(value, parameters[name], **CLOSE)
+
+
+def refused(me: Rank, options: dict[str, Any]) -> str:
+    ctx = pycomm.init(Layout(**options))
+    model = gpt().to(here())
+    with pytest.raises(UsageError) as raised:
+        ctx.wrap(model, sgd(model.parameters()), loss=lambda outputs, targets: outputs.sum())
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tp": 2}, {"pp": 2}, {"shard": True}, {"mode": "diloco"}], ids=str
+)
+def test_other_layouts_of_a_model_on_a_device_are_refused(options: dict[str, Any]) -> None:
+    for text in run_on_devices(refused, 2, options):
+        assert "is on " in text and "expected cpu: on a GPU a layout has replicas alone" in text
