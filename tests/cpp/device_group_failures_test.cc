@@ -161,8 +161,8 @@ TEST("ranks that disagree about a collective are all told how, and no stream wai
 TEST("a capture that is none on another rank is a mismatch") {
   for (const DeviceMode mode : kBothModes) {
     with_group({"shm"}, 2, [&](auto& engine, int rank) {
+      auto tensors = summed(100, rank, 2);  // streams go on with it when they are released
       Rank me(*engine, seeded(rank, 0, mode), small_pool());
-      auto tensors = summed(100, rank, 2);
       if (rank == 0) must(me.device().begin_capture(me.stream()));
       const auto failure = failure_of([&] {
         const auto operation = me.launch(tensors.wanted());
